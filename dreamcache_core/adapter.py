@@ -1,0 +1,100 @@
+"""The adapter: one small trained module per cached layer, and the only weights that DreamCache adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .layers import TransformerLayer, UNetStructure
+from .errors import DreamCacheError
+
+# (query, key, value, heads) → attended, all (batch, tokens, channels).
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Multi-head attention over (batch, tokens, channels)."""
+    split = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+    return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
+class AdapterLayer(nn.Module):
+    """The adapter of one transformer layer (paper, section 3.3):
+
+        Linear(concat[SelfAttn(norm1(x)), CrossAttn(query: norm_mem(x), key and value: cached features)])
+
+    which stands in for SelfAttn(norm1(x)). 6·c² + 4·c parameters for c channels.
+    `operations` gives Linear and LayerNorm: torch.nn's, or those of a host that casts and offloads weights.
+    """
+
+    def __init__(self, layer: TransformerLayer, operations: Any = nn) -> None:
+        super().__init__()
+        channels = layer.channels
+        self.heads = layer.heads
+        self.norm_mem = operations.LayerNorm(channels)
+        self.to_q = operations.Linear(channels, channels, bias=False)
+        self.to_k = operations.Linear(channels, channels, bias=False)
+        self.to_v = operations.Linear(channels, channels, bias=False)
+        self.to_out = operations.Linear(channels, channels)
+        self.linear_cat = operations.Linear(2 * channels, channels)
+
+    def keys_values(self, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value of cached features, each (1, tokens, channels) as they are; the same at every step."""
+        return self.to_k(cached), self.to_v(cached)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        self_attention: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: Attention = attend,
+    ) -> torch.Tensor:
+        """What stands in for `self_attention`.
+
+        `x`: the block's token input, (batch, tokens, channels). `self_attention`: of the frozen block, the same shape.
+        `key`, `value`: (1, cached tokens, channels), shared by the batch.
+        """
+        batch = x.shape[0]
+        query = self.to_q(self.norm_mem(x))
+        cross_attention = attention(query, key.expand(batch, -1, -1), value.expand(batch, -1, -1), self.heads)
+        return self.linear_cat(torch.cat([self_attention, self.to_out(cross_attention)], dim=-1))
+
+
+class Adapter(nn.Module):
+    """The adapter of one base model. State keys read `output_blocks.4.1.to_q.weight`.
+
+    `layers`: the layers it sits on. `base_model`: the family it was trained for, in words, as UNetStructure has it.
+    """
+
+    def __init__(self, layers: Sequence[TransformerLayer], base_model: str, operations: Any = nn) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.base_model = base_model
+        for layer in self.layers:
+            *parents, leaf = layer.name.split(".")
+            parent: nn.Module = self
+            for name in parents:
+                if not hasattr(parent, name):
+                    parent.add_module(name, nn.Module())
+                parent = parent.get_submodule(name)
+            parent.add_module(leaf, AdapterLayer(layer, operations))
+
+    def __getitem__(self, layer: str) -> AdapterLayer:
+        return self.get_submodule(layer)  # type: ignore[return-value]
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_fits(self, structure: UNetStructure) -> None:
+        """Raise DreamCacheError unless every layer of the adapter is in this U-Net, with the same width and heads."""
+        if not set(self.layers) <= set(structure.layers):
+            raise DreamCacheError(
+                f"The adapter was trained for {self.base_model} and the model is {structure.base_model}: load an "
+                f"adapter for {structure.base_model}, or a model of {self.base_model}."
+            )

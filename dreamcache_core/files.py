@@ -1,0 +1,67 @@
+"""`.safetensors` files with a versioned header: how this project's caches and adapters lie on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import DreamCacheError
+
+# Metadata of a file: {"format": "dreamcache.adapter", "version": "1", "header": <JSON object>}.
+Header = dict[str, Any]
+
+
+def write_file(path: Path, kind: str, version: int, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `tensors` under a `dreamcache.<kind>` header, whole or not at all."""
+    metadata = {"format": f"dreamcache.{kind}", "version": str(version), "header": json.dumps(header)}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(contiguous, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors (on the CPU) of any `.safetensors` file.
+
+    Raises DreamCacheError if the file is missing, truncated or something else.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise DreamCacheError(f"{path} is not there.") from None
+    except (SafetensorError, OSError) as error:
+        raise DreamCacheError(
+            f"{path.name} cannot be read as .safetensors ({error}): it is damaged or incomplete, download it again."
+        ) from error
+
+
+def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]) -> Header | None:
+    """The header of a file of this kind, or None if the file isn't this project's.
+
+    Raises DreamCacheError for another kind of DreamCache file, or one written by a newer version.
+    """
+    found = metadata.get("format", "")
+    if not found.startswith("dreamcache."):
+        return None
+    if found != f"dreamcache.{kind}":
+        raise DreamCacheError(f"{path.name} is a {found.removeprefix('dreamcache.')} file, not a DreamCache {kind}.")
+    if int(metadata["version"]) > version:
+        raise DreamCacheError(
+            f"{path.name} was written by a newer DreamCache (file version {metadata['version']}, this one reads up to "
+            f"{version}): update the DreamCache nodes."
+        )
+    return json.loads(metadata["header"])

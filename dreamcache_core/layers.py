@@ -1,0 +1,102 @@
+"""Which transformers of a U-Net are cached and adapted: data, read from the U-Net's own structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from .errors import DreamCacheError
+
+Stage = Literal["encoder", "middle", "decoder"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+DEFAULT_STAGES: tuple[Stage, ...] = ("middle", "decoder")
+
+_STAGE_OF_PREFIX: dict[str, Stage] = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
+
+# (model_channels, context_dim) of the base models that have a name.
+_FAMILIES = {(320, 768): "SD1.x", (320, 1024): "SD2.x", (320, 2048): "SDXL"}
+
+
+@dataclass(frozen=True)
+class TransformerLayer:
+    """One transformer of the U-Net, under its LDM block name (`output_blocks.4.1`)."""
+
+    name: str
+    channels: int
+    heads: int
+
+    @property
+    def stage(self) -> Stage:
+        return _STAGE_OF_PREFIX[self.name.partition(".")[0]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class UNetStructure:
+    """What DreamCache needs to know of a U-Net: its transformers, in the order in which they run."""
+
+    model_channels: int
+    context_dim: int
+    layers: tuple[TransformerLayer, ...]
+
+    @property
+    def base_model(self) -> str:
+        """The base model family in words: `SD1.x`, `SD2.x`, or a description where it has no name."""
+        widths = (self.model_channels, self.context_dim)
+        return _FAMILIES.get(widths, "a U-Net of {} channels and {}-wide prompts".format(*widths))
+
+
+def read_structure(unet: torch.nn.Module) -> UNetStructure:
+    """Read the structure of a U-Net in the LDM layout (`input_blocks`, `middle_block`, `output_blocks`).
+
+    Raises DreamCacheError where the adapter of the paper has no place: a model without these blocks (Flux, SD3),
+    transformers of several blocks (SDXL), or video U-Nets, whose transformers mix frames.
+    """
+    if not all(hasattr(unet, prefix) for prefix in _STAGE_OF_PREFIX):
+        raise DreamCacheError(
+            f"DreamCache works on the U-Net of SD1.x and SD2.x, and this model ({type(unet).__name__}) is not one: "
+            "load an SD1.5 or SD2.1 checkpoint."
+        )
+    transformers = {
+        name: module
+        for name, module in unet.named_modules()
+        if name.partition(".")[0] in _STAGE_OF_PREFIX and hasattr(module, "transformer_blocks")
+    }
+    if not transformers or any(hasattr(transformer, "time_stack") for transformer in transformers.values()):
+        raise DreamCacheError("DreamCache works on image U-Nets with transformers: load an SD1.5 or SD2.1 checkpoint.")
+    blocks: dict[str, Any] = {name: module.transformer_blocks for name, module in transformers.items()}
+    structure = UNetStructure(
+        model_channels=int(unet.model_channels),  # type: ignore[arg-type]
+        context_dim=next(iter(blocks.values()))[0].attn2.to_k.in_features,
+        layers=tuple(
+            TransformerLayer(name, channels=block[0].attn1.to_q.in_features, heads=block[0].attn1.heads)
+            for name, block in blocks.items()
+        ),
+    )
+    if any(len(block) != 1 for block in blocks.values()):
+        raise DreamCacheError(
+            "DreamCache works on SD1.x and SD2.x, whose transformers have one block each, and this model is "
+            f"{structure.base_model}: load an SD1.5 or SD2.1 checkpoint."
+        )
+    return structure
+
+
+def select_layers(
+    layers: Sequence[TransformerLayer], stages: Sequence[Stage] = DEFAULT_STAGES
+) -> tuple[TransformerLayer, ...]:
+    """The layers that are cached and adapted: the middle block's, and every other one of an encoder or a decoder.
+
+    SD1.x and SD2.x give middle block 1 and output blocks 4, 6, 8, 10 by default (paper, section 3.2); the encoder,
+    which the paper's ablation adds, gives input blocks 2, 5, 8.
+    """
+    selected: list[TransformerLayer] = []
+    for stage in STAGES:
+        if stage in stages:
+            of_stage = [layer for layer in layers if layer.stage == stage]
+            selected += of_stage if stage == "middle" else of_stage[1::2]
+    return tuple(selected)
