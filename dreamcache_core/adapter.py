@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import TransformerLayer, UNetStructure
 from .errors import DreamCacheError
+from .layers import TransformerLayer, UNetStructure
 
 # (query, key, value, heads) → attended, all (batch, tokens, channels).
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -83,6 +83,9 @@ class Adapter(nn.Module):
                     parent.add_module(name, nn.Module())
                 parent = parent.get_submodule(name)
             parent.add_module(leaf, AdapterLayer(layer, operations))
+
+    def __contains__(self, layer: str) -> bool:
+        return any(layer == own.name for own in self.layers)
 
     def __getitem__(self, layer: str) -> AdapterLayer:
         return self.get_submodule(layer)  # type: ignore[return-value]

@@ -84,7 +84,9 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
         for name, tensor in tensors.items()
         if name.endswith(".to_q.weight")
     )
-    return AdapterFile(_build(path, layers, _AUTHORS_BASE_MODEL, tensors, operations), "the authors' DreamCache adapter")
+    return AdapterFile(
+        _build(path, layers, _AUTHORS_BASE_MODEL, tensors, operations), "the authors' DreamCache adapter"
+    )
 
 
 def _build(

@@ -28,7 +28,7 @@ def write_file(path: Path, kind: str, version: int, header: Header, tensors: Map
     os.close(handle)
     try:
         save_file(contiguous, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 

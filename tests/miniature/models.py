@@ -190,6 +190,14 @@ def lora(structure: str, rank: int = 4, seed: int = SEED) -> dict[str, Tensor]:
     return tensors
 
 
+def authors_name(name: str) -> str:
+    """A tensor of our adapter, as the authors name it; their names are what its weights are generated from."""
+    layer, _, parameter = name.rpartition(".")
+    layer, _, module = layer.rpartition(".")
+    theirs = {"norm_mem": "norm2_mem", "to_out": "attn_mem.to_out.0", "linear_cat": "linear_cat"}
+    return f"{layer}.transformer_blocks.0.{theirs.get(module, f'attn_mem.{module}')}.{parameter}"
+
+
 def generated_weights(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """A state dict of the module, each tensor generated from its name; scalars are settings and left out."""
     return {name: generated_tensor(name, shape, seed) for name, shape in _shapes(module).items() if shape}

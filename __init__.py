@@ -1,0 +1,27 @@
+"""DreamCache for ComfyUI: your dog, shoe or toy in a new picture, without training on it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .nodes.adapter_loader import DreamCacheAdapterLoader, register_models_folder
+from .nodes.apply import ApplyDreamCache
+from .nodes.encode_reference import DreamCacheEncodeReference
+
+# Help pages: web/docs/<node id>.md.
+WEB_DIRECTORY = "./web"
+
+
+class DreamCacheExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        register_models_folder()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [DreamCacheEncodeReference, DreamCacheAdapterLoader, ApplyDreamCache]
+
+
+async def comfy_entrypoint() -> DreamCacheExtension:
+    return DreamCacheExtension()

@@ -1,0 +1,63 @@
+"""DreamCache Adapter Loader: a file of the `dreamcache` models folder becomes an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.ops
+import folder_paths
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import SUFFIXES, load_adapter
+from . import patching
+from .types import CATEGORY, AdapterType
+
+FOLDER = "dreamcache"
+
+
+def register_models_folder() -> None:
+    """Make `models/dreamcache` known to ComfyUI, beside the folders that extra_model_paths.yaml names."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir, FOLDER)))
+    paths, suffixes = folder_paths.folder_names_and_paths[FOLDER]
+    # A folder that extra_model_paths.yaml brought in has no suffixes of its own.
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*suffixes, *SUFFIXES})
+
+
+class DreamCacheAdapterLoader(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheAdapterLoader",
+            display_name="DreamCache Adapter Loader",
+            category=CATEGORY,
+            description="Loads a trained adapter, this project's .safetensors or the authors' .pt.",
+            search_aliases=["personalize", "load adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A file of models/dreamcache, trained for the family of your model.",
+                )
+            ],
+            outputs=[
+                AdapterType.Output("adapter", tooltip="For Apply DreamCache."),
+                io.String.Output("info", tooltip="What the file holds: its format, base model, size and layers."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, adapter_name: str) -> float:
+        return _path(adapter_name).stat().st_mtime
+
+    @classmethod
+    @override
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        file = load_adapter(_path(adapter_name), comfy.ops.manual_cast)
+        return io.NodeOutput(patching.wrap_adapter(file.adapter), file.description)
+
+
+def _path(adapter_name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, adapter_name))

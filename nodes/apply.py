@@ -1,0 +1,99 @@
+"""Apply DreamCache: a model that draws the subject of a reference cache."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import ReferenceCache
+from . import patching
+from .types import CATEGORY, AdapterType, ReferenceCacheType
+
+BOTH_ROWS = "both"
+CONDITIONED_ROWS = "conditioned"
+
+
+class ApplyDreamCache(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApplyDreamCache",
+            display_name="Apply DreamCache",
+            category=CATEGORY,
+            description="Lets the model look at your subject while it draws. Apply twice for two subjects.",
+            search_aliases=["personalize", "subject reference", "ip adapter"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the reference was encoded with."),
+                AdapterType.Input("adapter", tooltip="From DreamCache Adapter Loader."),
+                ReferenceCacheType.Input("reference_cache", tooltip="From DreamCache Encode Reference."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the reference enters. At 0 the model is as it was.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in sampling the reference begins to enter. Later leaves the composition to the "
+                    "prompt.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in sampling the reference stops entering. Earlier leaves details to the prompt.",
+                ),
+                io.Float.Input(
+                    "image_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="How far to push towards the reference, as CFG pushes towards the prompt. Any value but 1 "
+                    "evaluates the model once more at each step.",
+                ),
+                io.Combo.Input(
+                    "rows",
+                    options=[BOTH_ROWS, CONDITIONED_ROWS],
+                    default=BOTH_ROWS,
+                    tooltip="Which rows of the batch read the reference: those of both prompts, as in training, or "
+                    "only those of the positive prompt, so that CFG pushes towards the reference too.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="For a sampler, or for the next Apply DreamCache.")],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: ModelPatcher,
+        reference_cache: ReferenceCache,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        image_guidance: float,
+        rows: str,
+    ) -> io.NodeOutput:
+        injection = patching.Injection(
+            adapter=adapter,
+            cache=reference_cache,
+            strength=strength,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            image_guidance=image_guidance,
+            conditioned_only=rows == CONDITIONED_ROWS,
+        )
+        return io.NodeOutput(patching.inject(model, injection))

@@ -1,0 +1,135 @@
+"""DreamCache Encode Reference: pictures of a subject become a reference cache."""
+
+from __future__ import annotations
+
+import comfy.sample
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch.nn import functional
+from typing_extensions import override
+
+from ..dreamcache_core import DreamCacheError, resize_to_area, subject_on_white
+from . import patching
+from .types import CATEGORY, ReferenceCacheType
+
+# The caching pass of the paper knows nothing of the subject but its picture.
+PROMPT = ""
+
+
+class DreamCacheEncodeReference(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheEncodeReference",
+            display_name="DreamCache Encode Reference",
+            category=CATEGORY,
+            description="Reads a picture of your subject with the model itself, and caches what the model saw in it.",
+            search_aliases=["personalize", "subject reference", "reference image", "ip adapter"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will draw the picture: SD1.x or SD2.x."),
+                io.Vae.Input("vae", tooltip="The VAE of that model."),
+                io.Image.Input(
+                    "image", tooltip="Your subject, best alone and large in the picture. A batch is several references."
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP of that model. It encodes an empty prompt."),
+                io.Int.Input(
+                    "timestep",
+                    default=1,
+                    min=0,
+                    max=999,
+                    tooltip="How noisy the reference is when the model reads it. Adapters are trained for 1.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    tooltip="Of that noise. It matters little at timestep 1.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    tooltip="The reference is resized to the area of a square of so many pixels, keeping its "
+                    "proportions. Take the size that the model was trained at. 0 keeps the picture's own size.",
+                    advanced=True,
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White on your subject: it is cut out, centred on white and cropped with a margin, which "
+                    "is how adapters were trained. One mask, or one for each picture.",
+                ),
+            ],
+            outputs=[
+                ReferenceCacheType.Output(
+                    "reference_cache", tooltip="What the model saw in your subject, for Apply DreamCache."
+                )
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: comfy.sd.VAE,
+        image: torch.Tensor,
+        clip: comfy.sd.CLIP,
+        timestep: int,
+        seed: int,
+        resolution: int,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        reference = _prepare(image, mask, resolution)
+        conditioning = _encode_prompt(clip, model)
+        latent = _encode_image(vae, model, reference)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        return io.NodeOutput(patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT))
+
+
+def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) -> torch.Tensor:
+    if not len(image):
+        raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
+    image = image[..., :3]
+    if mask is None:
+        return resize_to_area(image, resolution)
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if len(mask) not in (1, len(image)):
+        raise DreamCacheError(
+            f"There are {len(mask)} masks for {len(image)} images: connect one mask for all, or one for each image."
+        )
+    mask = functional.interpolate(mask.unsqueeze(1), size=image.shape[1:3], mode="bilinear").squeeze(1)
+    return subject_on_white(image, mask.expand(len(image), -1, -1).to(image), resolution)
+
+
+def _encode_prompt(clip: comfy.sd.CLIP | None, model: ModelPatcher) -> list:
+    if clip is None:
+        raise DreamCacheError("The CLIP is missing: the checkpoint has none, so load one with Load CLIP.")
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    width, expected = conditioning[0][0].shape[-1], patching.structure_of(model).context_dim
+    if width != expected:
+        raise DreamCacheError(
+            f"The CLIP makes prompts {width} wide and the model reads {expected}: connect the CLIP of the model's own "
+            "checkpoint."
+        )
+    return conditioning
+
+
+def _encode_image(vae: comfy.sd.VAE | None, model: ModelPatcher, image: torch.Tensor) -> torch.Tensor:
+    if vae is None:
+        raise DreamCacheError("The VAE is missing: the checkpoint has none, so load one with Load VAE.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != channels:
+        raise DreamCacheError(
+            f"The VAE makes latents of {vae.latent_channels} channels and the model reads {channels}: connect the VAE "
+            "of the model's own checkpoint."
+        )
+    return vae.encode(image)

@@ -1,0 +1,255 @@
+"""The one place that patches models: recording a reference on its way through the U-Net, and letting adapters read it.
+
+Everything is put on a clone of the ModelPatcher, and ComfyUI takes it off the network again after each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ..dreamcache_core import (
+    STAGES,
+    Adapter,
+    AdapterLayer,
+    ReferenceCache,
+    UNetStructure,
+    read_structure,
+    select_layers,
+)
+
+# Names everything of ours on a ModelPatcher: its injections, wrappers and additional models.
+KEY = "dreamcache"
+_RUN_KEY = "dreamcache_run"
+
+Options = dict[str, Any]
+
+
+def structure_of(model: ModelPatcher) -> UNetStructure:
+    """Structure of a MODEL's U-Net. Raises DreamCacheError for anything that DreamCache has no place in."""
+    return read_structure(model.model.diffusion_model)
+
+
+# --- Encode Reference ------------------------------------------------------------------------------------------------
+
+
+def encode_reference(
+    model: ModelPatcher, latent: torch.Tensor, noise: torch.Tensor, conditioning: list, timestep: int, prompt: str
+) -> ReferenceCache:
+    """Run the U-Net once over references and keep what enters its transformers (paper, section 3.1).
+
+    `latent`, `noise`: (references, 4, height, width), as the VAE gives them. `conditioning`: of `prompt`.
+    The weights are the model's as it stands, LoRAs included; patches of attention and guidance are left out.
+    """
+    structure = structure_of(model)
+    layers = select_layers(structure.layers, STAGES)
+    features: dict[str, torch.Tensor] = {}
+    unpatched = model.clone()
+    unpatched.model_options = {"transformer_options": {}}
+    unpatched.wrappers = {}
+    unpatched.set_additional_models(KEY, [])
+    for layer in layers:
+        name = f"diffusion_model.{layer.name}.forward"
+        recorder = partial(_record, unpatched.get_model_object(name), features, layer.name)
+        unpatched.add_object_patch(name, recorder)
+
+    guider = comfy.samplers.CFGGuider(unpatched)
+    guider.inner_set_conds({"positive": conditioning})
+    sigma = unpatched.get_model_object("model_sampling").sigma(torch.tensor([float(timestep)]))
+    guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
+    return ReferenceCache(
+        features=features,
+        base_model=structure.base_model,
+        layers=layers,
+        latent_size=(latent.shape[2], latent.shape[3]),
+        timestep=timestep,
+        prompt=prompt,
+    )
+
+
+class _SingleEvaluation(comfy.samplers.Sampler):
+    """A sampler that evaluates the model once, at the latent noised to the first sigma, and returns the prediction."""
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        sampling = model_wrap.inner_model.model_sampling
+        return model_wrap(sampling.noise_scaling(sigmas, noise, latent_image), sigmas.expand(len(noise)), **extra_args)
+
+
+def _record(forward: Callable, features: dict[str, torch.Tensor], layer: str, x: torch.Tensor, *args, **kwargs):
+    features[layer] = x.to(comfy.model_management.intermediate_device(), copy=True)
+    return forward(x, *args, **kwargs)
+
+
+# --- Apply DreamCache ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Injection:
+    """One Apply DreamCache: what is injected, how strongly, when, and into which rows of the batch.
+
+    `adapter`: a ModelPatcher around a core Adapter. `start_percent`, `end_percent`: of sampling, 0…1, inclusive.
+    `conditioned_only`: leave the rows of negative prompts as they are.
+    """
+
+    adapter: ModelPatcher
+    cache: ReferenceCache
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    image_guidance: float = 1.0
+    conditioned_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What lives for one sampling run: which prompts are negative, and the caches' keys and values."""
+
+    unconditioned: frozenset[UUID] = frozenset()
+    keys_values: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+def wrap_adapter(adapter: Adapter) -> ModelPatcher:
+    """Give an adapter to ComfyUI's memory management, which loads, casts and offloads it as it does any model."""
+    # The class that ComfyUI uses for its own models; before dynamic VRAM came there was only one.
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    return patcher(
+        adapter,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
+    """A clone of `model` whose adapted layers read the reference cache.
+
+    Raises DreamCacheError if model, adapter and cache do not belong to the same base model.
+    """
+    adapter: Adapter = injection.adapter.model
+    structure = structure_of(model)
+    adapter.check_fits(structure)
+    injection.cache.check_fits(structure, adapter.layers)
+
+    model = model.clone()
+    if injection.strength == 0:
+        return model
+    options = model.model_options["transformer_options"]
+    options[KEY] = (*options.get(KEY, ()), injection)
+    for layer in adapter.layers:
+        name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
+        forward = model.get_model_object(name)
+        if not isinstance(forward, _InjectedForward):
+            model.add_object_patch(name, _InjectedForward(forward, layer.name))
+    if not model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _begin_run)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _select_active)
+    adapters = model.get_additional_models_with_key(KEY)
+    if not any(injection.adapter.is_clone(other) for other in adapters):
+        model.set_additional_models(KEY, [*adapters, injection.adapter])
+    if injection.image_guidance != 1:
+        # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
+        model.set_model_sampler_post_cfg_function(
+            partial(_guide_by_image, injection), disable_cfg1_optimization=not injection.conditioned_only
+        )
+    return model
+
+
+def _begin_run(executor: Callable, guider: Any, sigmas: torch.Tensor, extra_args: Options, *args, **kwargs):
+    negatives = (conds for name, conds in guider.conds.items() if "negative" in name)
+    run = _Run(frozenset(cond["uuid"] for conds in negatives for cond in conds or ()))
+    model_options = _with_options(extra_args["model_options"], {_RUN_KEY: run})
+    return executor(guider, sigmas, {**extra_args, "model_options": model_options}, *args, **kwargs)
+
+
+def _select_active(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
+    sampling = executor.class_obj.inner_model.model_sampling
+    injections = model_options["transformer_options"].get(KEY, ())
+    active = tuple(injection for injection in injections if _is_active(injection, sampling, timestep))
+    return executor(x, timestep, _with_options(model_options, {KEY: active}), *args)
+
+
+def _is_active(injection: Injection, sampling: Any, sigma: torch.Tensor) -> bool:
+    if (injection.start_percent, injection.end_percent) == (0, 1):
+        return True
+    start, end = (sampling.percent_to_sigma(percent) for percent in (injection.start_percent, injection.end_percent))
+    return end <= float(sigma.max()) <= start
+
+
+def _guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
+    """The third term of guidance (paper, section 3.4), of which a scale of 1 is already in the other two:
+
+    (s_image - 1) · (D(reference, prompt) - D(no reference, prompt))
+
+    in denoised latents D, for the negative prompt; where that has no reference, for the positive.
+    """
+    model_options = args["model_options"]
+    active = model_options["transformer_options"].get(KEY, ())
+    if injection not in active:
+        return args["denoised"]
+    row = "uncond" if args["uncond"] and not injection.conditioned_only else "cond"
+    others = tuple(other for other in active if other is not injection)
+    (without,) = comfy.samplers.calc_cond_batch(
+        args["model"], [args[row]], args["input"], args["sigma"], _with_options(model_options, {KEY: others})
+    )
+    return args["denoised"] + (injection.image_guidance - 1) * (args[f"{row}_denoised"] - without)
+
+
+@dataclass(frozen=True, eq=False)
+class _InjectedForward:
+    """The forward of an adapted transformer block: the block's own, if there is nothing to inject."""
+
+    forward: Callable
+    layer: str
+
+    def __call__(self, x: torch.Tensor, context: Any = None, transformer_options: Options | None = None):
+        options = transformer_options or {}
+        injections = [injection for injection in options.get(KEY, ()) if self.layer in injection.adapter.model]
+        if not injections:
+            return self.forward(x, context=context, transformer_options=options)
+        # Last of all patches of the self-attention, so that those which rearrange its tokens have put them back.
+        patches = options.get("patches", {})
+        patch = partial(_add_references, self.layer, injections, x)
+        patches = {**patches, "attn1_output_patch": [*patches.get("attn1_output_patch", ()), patch]}
+        return self.forward(x, context=context, transformer_options={**options, "patches": patches})
+
+
+# Compiled graphs break here: what is injected changes between steps, and keys and values are kept between them.
+@torch.compiler.disable
+def _add_references(
+    layer: str, injections: list[Injection], x: torch.Tensor, self_attention: torch.Tensor, options: Options
+) -> torch.Tensor:
+    """An attn1_output_patch. Several injections add up: each changes what it would have changed alone.
+
+    `x`: the block's token input; `self_attention`: of it; both (rows · batch, tokens, channels).
+    """
+    attention = partial(optimized_attention, attn_precision=options.get("attn_precision"), transformer_options=options)
+    run = options.get(_RUN_KEY) or _Run()
+    result = self_attention
+    for injection in injections:
+        adapter: AdapterLayer = injection.adapter.model[layer]
+        memory = (injection, layer, x.device, x.dtype)
+        if memory not in run.keys_values:
+            run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer).to(x))
+        change = adapter(x, self_attention, *run.keys_values[memory], attention) - self_attention
+        if injection.conditioned_only:
+            conditioned = [float(uuid not in run.unconditioned) for uuid in options["uuids"]]
+            change *= torch.tensor(conditioned).to(x).repeat_interleave(len(x) // len(conditioned)).reshape(-1, 1, 1)
+        result = result + injection.strength * change
+    return result
+
+
+def _with_options(model_options: Options, changes: Options) -> Options:
+    """A copy of model_options with other transformer_options."""
+    return {**model_options, "transformer_options": {**model_options["transformer_options"], **changes}}

@@ -1,0 +1,8 @@
+"""What DreamCache nodes hand to each other, and where they stand in the menu. These names are in saved workflows."""
+
+from comfy_api.latest import io
+
+CATEGORY = "DreamCache"
+
+ReferenceCacheType = io.Custom("DREAMCACHE_REFERENCE_CACHE")
+AdapterType = io.Custom("DREAMCACHE_ADAPTER")

