@@ -60,7 +60,8 @@ def ensure() -> Environment:
     environment = Environment(DEV / "venv" / "bin" / "python", DEV / "ComfyUI")
     stamp = DEV / "stamp"
     recipe = hashlib.sha256(Path(__file__).read_bytes() + LOCK.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == recipe:
+    inside = Path(sys.prefix) == DEV / "venv"
+    if inside or (stamp.is_file() and stamp.read_text() == recipe):
         return environment
     print("Making the development environment in .dev/, which takes a few minutes the first time.", flush=True)
     shutil.rmtree(DEV, ignore_errors=True)
