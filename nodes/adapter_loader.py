@@ -49,6 +49,14 @@ class DreamCacheAdapterLoader(io.ComfyNode):
 
     @classmethod
     @override
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        if folder_paths.get_full_path(FOLDER, adapter_name):
+            return True
+        folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
+        return f"There is no adapter {adapter_name} in {folders}: put it there, then press R to refresh the list."
+
+    @classmethod
+    @override
     def fingerprint_inputs(cls, adapter_name: str) -> float:
         return _path(adapter_name).stat().st_mtime
 

@@ -40,5 +40,7 @@ def server():
     from comfyui_server import ComfyUIServer
 
     packs = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "miniature"}
-    with ComfyUIServer(environment.ensure(), packs=packs) as running:
+    made = environment.ensure()
+    with ComfyUIServer(made, packs=packs) as running:
+        running.upload_image(made.comfyui / "input" / "example.png")
         yield running

@@ -1,0 +1,94 @@
+"""Graphs as a user wires them, sent to a real server, with latents to compare as their result."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from comfyui_server import ComfyUIServer, Prompt
+from dreamcache.dreamcache_core import Adapter, save_adapter, select_layers
+from dreamcache.nodes import patching
+from miniature import models
+
+_RUNS = itertools.count()
+
+# An output of a node, as prompts in API format name it.
+Link = list[Any]
+
+
+@dataclass
+class Graph:
+    """A prompt under construction. Equal graphs get equal node numbers, so that the server reuses what it has made."""
+
+    server: ComfyUIServer
+    prompt: Prompt = field(default_factory=dict)
+
+    def add(self, class_type: str, **inputs: Any) -> Link:
+        """Add a node. Returns its first output; `output` gives the others."""
+        number = str(len(self.prompt) + 1)
+        self.prompt[number] = {"class_type": class_type, "inputs": inputs}
+        return [number, 0]
+
+    def latents(self, samples: Link, **how: Any) -> torch.Tensor:
+        """Run the graph. Returns the latents of `samples`: (batch, 4, height, width) float32, on the CPU."""
+        self.add("SaveLatent", samples=samples, filename_prefix="test")
+        result = self.server.run(self.prompt, **how)
+        (saved,) = (latent for output in result.outputs.values() for latent in output.get("latents", []))
+        path = self.server.base / "output" / saved["subfolder"] / saved["filename"]
+        return safetensors.torch.load_file(path)["latent_tensor"]
+
+
+def output(link: Link, number: int) -> Link:
+    return [link[0], number]
+
+
+class Scene(Graph):
+    """The graph of every test: a miniature model, two prompts, a picture as reference, and its adapter."""
+
+    def __init__(self, server: ComfyUIServer, structure: str = "sd15", resolution: int = 128) -> None:
+        super().__init__(server)
+        self.model = self.add("MiniatureModel", structure=structure, seed=models.SEED)
+        self.clip, self.vae = output(self.model, 1), output(self.model, 2)
+        self.positive = self.add("CLIPTextEncode", clip=self.clip, text="a dog on a beach")
+        self.negative = self.add("CLIPTextEncode", clip=self.clip, text="blurry")
+        self.image = self.add("LoadImage", image="example.png")
+        self.adapter = self.add("DreamCacheAdapterLoader", adapter_name=adapter_file(server, structure))
+        self.resolution = resolution
+        self.reference = self.encode()
+
+    def encode(self, **changes: Any) -> Link:
+        """An Encode Reference node."""
+        inputs = {"model": self.model, "vae": self.vae, "image": self.image, "clip": self.clip}
+        settings = {"timestep": 1, "seed": 0, "resolution": self.resolution}
+        return self.add("DreamCacheEncodeReference", **{**inputs, **settings, **changes})
+
+    def apply(self, model: Link, **changes: Any) -> Link:
+        """An Apply DreamCache node."""
+        inputs = {"model": model, "adapter": self.adapter, "reference_cache": self.reference}
+        settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "image_guidance": 1.0, "rows": "both"}
+        return self.add("ApplyDreamCache", **{**inputs, **settings, **changes})
+
+    def sample(self, model: Link, **changes: Any) -> torch.Tensor:
+        """A KSampler on 128×192 pixels, run. Returns its latents."""
+        inputs = {"model": model, "positive": self.positive, "negative": self.negative}
+        if "latent_image" not in changes:
+            inputs["latent_image"] = self.add("EmptyLatentImage", width=192, height=128, batch_size=1)
+        settings = {"seed": 5, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        # No input of the node's, but part of what the server knows its results by: it must not answer from memory.
+        settings["test_run"] = next(_RUNS)
+        return self.latents(self.add("KSampler", **{**inputs, **settings, **changes}))
+
+
+def adapter_file(server: ComfyUIServer, structure: str) -> str:
+    """Name of an adapter with generated weights, in the server's models folder."""
+    path: Path = server.base / "models" / "dreamcache" / f"{structure}.safetensors"
+    if not path.is_file():
+        unet = patching.structure_of(models.unet_patcher(structure))
+        adapter = Adapter(select_layers(unet.layers), unet.base_model)
+        adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
+        save_adapter(path, adapter)
+    return path.name
