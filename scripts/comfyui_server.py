@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -60,24 +59,25 @@ class ComfyUIServer:
         self.base = base or Path(self._temporary.name if self._temporary else "")
         for folder in ("custom_nodes", "input", "output", "models/checkpoints", "models/dreamcache", "models/loras"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        for name, folder in packs.items():
+        for name, pack in packs.items():
             link = self.base / "custom_nodes" / name
             link.unlink(missing_ok=True)
-            link.symlink_to(folder)
+            link.symlink_to(pack)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = self.base / "server.log"
         self._command = [
-            *(environment.python, environment.comfyui / "main.py", "--port", port, "--base-directory", self.base),
+            *(str(environment.python), str(environment.comfyui / "main.py")),
+            *("--port", str(port), "--base-directory", str(self.base)),
             *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *arguments),
         ]
 
     def __enter__(self) -> ComfyUIServer:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(part) for part in self._command], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self._command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         deadline = time.monotonic() + 180
         while True:
@@ -112,7 +112,7 @@ class ComfyUIServer:
         """Put a picture where Load Image finds it. Returns the name under which it does."""
         boundary = uuid.uuid4().hex
         head = (
-            f"--{boundary}\r\nContent-Disposition: form-data; name=\"overwrite\"\r\n\r\ntrue\r\n--{boundary}\r\n"
+            f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}\r\n'
             f'Content-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         )
@@ -176,7 +176,7 @@ class ComfyUIServer:
     def _progress(self) -> str:
         """The last progress bar that ComfyUI drew in its log."""
         with self.log.open("rb") as log:
-            log.seek(max(0, os.path.getsize(self.log) - 2000))
+            log.seek(max(0, self.log.stat().st_size - 2000))
             bars = re.findall(rb"\d+%\|[^\r\n]*", log.read())
         return bars[-1].decode(errors="replace") if bars else ""
 

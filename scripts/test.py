@@ -1,0 +1,38 @@
+"""Everything that must hold before a change is kept: lint, format, types, and the tests.
+
+`python3 scripts/test.py` makes the development environment if need be. Arguments go to pytest: `-k apply`, `-x`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from environment import ROOT, chromium, ensure
+
+
+def main() -> int:
+    python = str(ensure().python)
+    chromium()
+    checks = [
+        [python, "-m", "ruff", "check"],
+        [python, "-m", "ruff", "format", "--check"],
+    ]
+    failed = [command for command in checks if subprocess.run(command, cwd=ROOT).returncode]
+    if failed or check_types(python):
+        return 1
+    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT).returncode
+
+
+def check_types(python: str) -> int:
+    """Run mypy on the repository as the package that ComfyUI makes of it, whatever the checkout's folder is called."""
+    with tempfile.TemporaryDirectory() as custom_nodes:
+        Path(custom_nodes, "dreamcache").symlink_to(ROOT)
+        command = [python, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+        return subprocess.run([*command, "--package", "dreamcache"], cwd=custom_nodes).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
