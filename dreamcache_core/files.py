@@ -52,16 +52,20 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]) -> Header | None:
     """The header of a file of this kind, or None if the file isn't this project's.
 
-    Raises DreamCacheError for another kind of DreamCache file, or one written by a newer version.
+    Raises DreamCacheError for another kind of DreamCache file, one written by a newer version, or a damaged header.
     """
     found = metadata.get("format", "")
     if not found.startswith("dreamcache."):
         return None
     if found != f"dreamcache.{kind}":
         raise DreamCacheError(f"{path.name} is a {found.removeprefix('dreamcache.')} file, not a DreamCache {kind}.")
-    if int(metadata["version"]) > version:
+    try:
+        found_version, header = int(metadata["version"]), json.loads(metadata["header"])
+    except (KeyError, ValueError) as error:
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
+    if found_version > version:
         raise DreamCacheError(
-            f"{path.name} was written by a newer DreamCache (file version {metadata['version']}, this one reads up to "
+            f"{path.name} was written by a newer DreamCache (file version {found_version}, this one reads up to "
             f"{version}): update the DreamCache nodes."
         )
-    return json.loads(metadata["header"])
+    return header

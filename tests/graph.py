@@ -29,7 +29,7 @@ class Graph:
 
     def add(self, class_type: str, **inputs: Any) -> Link:
         """Add a node. Returns its first output; `output` gives the others."""
-        number = str(len(self.prompt) + 1)
+        number = str(max(map(int, self.prompt), default=0) + 1)
         self.prompt[number] = {"class_type": class_type, "inputs": inputs}
         return [number, 0]
 
@@ -44,6 +44,11 @@ class Graph:
 
 def output(link: Link, number: int) -> Link:
     return [link[0], number]
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far apart two results are, as a fraction of the second."""
+    return float((one - other).norm() / other.norm())
 
 
 class Scene(Graph):
@@ -73,14 +78,18 @@ class Scene(Graph):
         return self.add("ApplyDreamCache", **{**inputs, **settings, **changes})
 
     def sample(self, model: Link, **changes: Any) -> torch.Tensor:
-        """A KSampler on 128×192 pixels, run. Returns its latents."""
+        """A KSampler, run. Returns its latents."""
+        return self.latents(self.sampler(model, **changes))
+
+    def sampler(self, model: Link, **changes: Any) -> Link:
+        """A KSampler node on 128×192 pixels."""
         inputs = {"model": model, "positive": self.positive, "negative": self.negative}
         if "latent_image" not in changes:
             inputs["latent_image"] = self.add("EmptyLatentImage", width=192, height=128, batch_size=1)
         settings = {"seed": 5, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
         # No input of the node's, but part of what the server knows its results by: it must not answer from memory.
         settings["test_run"] = next(_RUNS)
-        return self.latents(self.add("KSampler", **{**inputs, **settings, **changes}))
+        return self.add("KSampler", **{**inputs, **settings, **changes})
 
 
 def adapter_file(server: ComfyUIServer, structure: str) -> str:

@@ -1,0 +1,82 @@
+"""Stable Diffusion at full size with generated weights, in a real server: what a reference costs in time and memory.
+
+`python3 scripts/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB of disk.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from comfyui_server import ComfyUIServer, Prompt
+from environment import DEV, ROOT, enter
+from workflow_prompt import load_prompt, set_inputs
+
+BASE = DEV / "full_size"
+SEED = 1
+WORKFLOW = ROOT / "workflows" / "dreamcache_basic.json"
+PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
+SIZES = ((512, 512, 1), (512, 512, 2), (520, 456, 1))
+
+
+def main() -> None:
+    environment = enter()
+    from generated_weights import write_models
+
+    print(f"{platform.machine()}, {os.cpu_count()} cores, two rows a picture (CFG)\n")
+    print(
+        "| model | size | s/step plain | s/step with reference | ratio | encode s | peak GiB plain | with reference |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for family in ("SD15", "SD20"):
+        name = write_models(BASE / "models", family, SEED)
+        with ComfyUIServer(environment, {"dreamcache": ROOT}, base=BASE) as server:
+            for size in SIZES:
+                plain, _, plain_peak = measure(server, name, size, reference=False)
+                step, encode, peak = measure(server, name, size, reference=True)
+                times = f"{plain:.1f} | {step:.1f} | {step / plain:.3f} | {encode:.1f}"
+                peaks = f"{plain_peak / 2**30:.2f} | {peak / 2**30:.2f}"
+                print(f"| {family} | {size[0]}×{size[1]}, batch {size[2]} | {times} | {peaks} |", flush=True)
+
+
+def measure(
+    server: ComfyUIServer, models: str, size: tuple[int, int, int], reference: bool
+) -> tuple[float, float, int]:
+    """Seconds a step; seconds that only the first run takes, to load and to encode; and bytes of memory at the peak."""
+
+    def run(steps: int, seed: int) -> float:
+        prompt = workflow(server, models, size)
+        set_inputs(prompt, "KSampler", steps=steps, seed=seed)
+        # Another seed for another size: the cache of the size before would do, and there would be nothing to measure.
+        set_inputs(prompt, "DreamCacheEncodeReference", seed=SIZES.index(size))
+        return server.run(prompt if reference else without_reference(prompt), timeout=3600).seconds
+
+    server.reset_peak_memory()
+    first = run(steps=1, seed=1)
+    one, three = run(steps=1, seed=2), run(steps=3, seed=2)
+    return (three - one) / 2, first - one, server.memory("VmHWM")
+
+
+def workflow(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> Prompt:
+    """The shipped workflow on the photograph, for pictures of `size` (width, height, batch)."""
+    width, height, batch = size
+    prompt = load_prompt(WORKFLOW, server.object_info())
+    set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=models)
+    set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=models)
+    set_inputs(prompt, "LoadImage", image=server.upload_image(PHOTOGRAPH))
+    set_inputs(prompt, "EmptyLatentImage", width=width, height=height, batch_size=batch)
+    return prompt
+
+
+def without_reference(prompt: Prompt) -> Prompt:
+    """The same prompt with Apply DreamCache bypassed, as the front end bypasses a node."""
+    ((number, apply),) = ((key, node) for key, node in prompt.items() if node["class_type"] == "ApplyDreamCache")
+    for node in prompt.values():
+        node["inputs"] = {
+            name: apply["inputs"]["model"] if value == [number, 0] else value for name, value in node["inputs"].items()
+        }
+    return prompt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The core by itself: which layers it selects, how a reference is prepared, and that files give back what was saved."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dreamcache.dreamcache_core import (
+    STAGES,
+    Adapter,
+    DreamCacheError,
+    ReferenceCache,
+    load_adapter,
+    load_reference_cache,
+    resize_to_area,
+    save_adapter,
+    select_layers,
+    subject_on_white,
+)
+from dreamcache.nodes import patching
+from miniature import models
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return patching.structure_of(models.unet_patcher("sd15"))
+
+
+@pytest.fixture
+def cache(structure) -> ReferenceCache:
+    layers = select_layers(structure.layers)
+    features = {layer.name: torch.randn(2, layer.channels, 3, 5) for layer in layers}
+    return ReferenceCache(features, structure.base_model, layers, latent_size=(24, 40), timestep=1, prompt="")
+
+
+def test_the_core_needs_nothing_of_comfyui() -> None:
+    """Imported from this folder alone, it brings in no module of ComfyUI's."""
+    script = "import dreamcache_core, sys; print([m for m in sys.modules if m.startswith(('comfy', 'folder_paths'))])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_default_layers_are_the_papers(structure) -> None:
+    names = [layer.name for layer in select_layers(structure.layers)]
+    assert names == ["middle_block.1", *(f"output_blocks.{number}.1" for number in (4, 6, 8, 10))]
+
+
+def test_the_encoder_can_be_cached_too(structure) -> None:
+    names = [layer.name for layer in select_layers(structure.layers, STAGES)]
+    assert names[:3] == ["input_blocks.2.1", "input_blocks.5.1", "input_blocks.8.1"]
+    assert names[3:] == [layer.name for layer in select_layers(structure.layers)]
+
+
+def test_the_subject_is_cut_out_and_centred_on_white() -> None:
+    image = torch.zeros(1, 60, 90, 3)
+    image[:, 10:30, 40:80] = torch.tensor([1.0, 0.0, 0.0])
+    mask = torch.zeros(1, 60, 90)
+    mask[:, 10:30, 40:80] = 1.0
+    (canvas,) = subject_on_white(image, mask, 100)
+    assert canvas.shape == (100, 100, 3)
+    subject = canvas[..., 1] < 0.5
+    rows, columns = subject.any(1).nonzero(), subject.any(0).nonzero()
+    # Twice as wide as high, with a tenth of the canvas left on each side.
+    assert (int(columns.min()), int(columns.max())) == (10, 89)
+    assert (int(rows.min()), int(rows.max())) == (30, 69)
+    assert torch.equal(canvas[~subject].unique(), torch.ones(1))
+
+
+def test_a_reference_keeps_its_proportions_and_gets_the_area() -> None:
+    assert resize_to_area(torch.rand(1, 300, 1200, 3), 512).shape == (1, 256, 1024, 3)
+    assert resize_to_area(torch.rand(1, 301, 500, 3), 0).shape == (1, 304, 496, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch.dtype) -> None:
+    adapter = Adapter(select_layers(structure.layers), structure.base_model).to(dtype)
+    save_adapter(tmp_path / "adapter.safetensors", adapter)
+    loaded = load_adapter(tmp_path / "adapter.safetensors").adapter
+    assert loaded.layers == adapter.layers
+    assert loaded.base_model == adapter.base_model
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == dtype
+
+
+def test_a_saved_cache_loads_as_it_was(cache: ReferenceCache, tmp_path: Path) -> None:
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = load_reference_cache(tmp_path / "cache.safetensors")
+    for field in ("base_model", "layers", "latent_size", "timestep", "prompt"):
+        assert getattr(loaded, field) == getattr(cache, field)
+    for layer in cache.layers:
+        assert torch.equal(loaded.tokens(layer.name), cache.tokens(layer.name))
+
+
+def test_tokens_of_several_references_stand_in_a_row(cache: ReferenceCache) -> None:
+    layer = cache.layers[0].name
+    tokens = cache.tokens(layer)
+    assert tokens.shape == (1, 2 * 3 * 5, cache.layers[0].channels)
+    assert torch.equal(tokens[0, 15 + 5 + 2], cache.features[layer][1, :, 1, 2])
+
+
+def test_files_of_another_kind_or_a_newer_version_are_refused(cache: ReferenceCache, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    cache.save(path)
+    with pytest.raises(DreamCacheError, match=r"reference_cache file, not a DreamCache adapter"):
+        load_adapter(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(dict(cache.features), path, metadata={**metadata, "version": "2"})
+    with pytest.raises(DreamCacheError, match="newer DreamCache"):
+        load_reference_cache(path)
+    save_file(dict(cache.features), path, metadata={**metadata, "header": "{"})
+    with pytest.raises(DreamCacheError, match="damaged"):
+        load_reference_cache(path)

@@ -1,0 +1,65 @@
+"""The shipped workflows, run as they are but for the size of the pictures and the models, which are miniatures here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comfyui_server import ComfyUIServer, Prompt
+from full_size import without_reference
+from graph import adapter_file
+from miniature import models
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from workflow_prompt import load_prompt, set_inputs
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
+# Class of a node that loads a file → the node that makes a miniature of what it loads.
+MINIATURES = {"CheckpointLoaderSimple": "MiniatureModel", "ControlNetLoader": "MiniatureControlNet"}
+
+
+@pytest.fixture(scope="module")
+def painted(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A picture whose subject is painted over in the mask editor, which makes it transparent there."""
+    image = Image.open(Path(__file__).resolve().parents[1] / "workflows" / "input" / "coffee_cup.jpg").convert("RGBA")
+    opacity = Image.new("L", image.size, 255)
+    ImageDraw.Draw(opacity).ellipse((80, 15, 480, 390), fill=0)
+    image.putalpha(opacity)
+    path = tmp_path_factory.mktemp("input") / "painted.png"
+    image.save(path)
+    return server.upload_image(path)
+
+
+def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
+    prompt = load_prompt(path, server.object_info())
+    for node in prompt.values():
+        if node["class_type"] in MINIATURES:
+            node |= {"class_type": MINIATURES[node["class_type"]], "inputs": {"structure": "sd15", "seed": models.SEED}}
+    save_file(models.lora("sd15"), server.base / "models" / "loras" / "miniature.safetensors")
+    set_inputs(prompt, "LoraLoader", lora_name="miniature.safetensors")
+    set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=adapter_file(server, "sd15"))
+    set_inputs(prompt, "LoadImage", image=image)
+    set_inputs(prompt, "DreamCacheEncodeReference", resolution=128)
+    set_inputs(prompt, "EmptyLatentImage", width=192, height=128)
+    set_inputs(prompt, "KSampler", seed=5, steps=2)
+    return prompt
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
+    server: ComfyUIServer, painted: str, path: Path, tmp_path: Path
+) -> None:
+    def draw(prompt: Prompt, name: str) -> Image.Image:
+        (image,) = server.run(prompt).images
+        return Image.open(server.download(image, tmp_path / name))
+
+    personalised = draw(prompt_of(server, path, painted), "personalised.png")
+    plain = draw(without_reference(prompt_of(server, path, painted)), "plain.png")
+    assert personalised.size == plain.size == (192, 128)
+    assert personalised.tobytes() != plain.tobytes()
+
+
+def test_every_workflow_has_a_thumbnail_for_the_template_browser() -> None:
+    assert len(WORKFLOWS) >= 4
+    for path in WORKFLOWS:
+        assert max(Image.open(path.with_suffix(".jpg")).size) <= 1024
