@@ -111,8 +111,8 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DreamCacheError(
-            f"{path.name} holds more than tensors, so it was not opened: a pickle can run any program. Use a file from "
-            "a source you trust that holds tensors only, best a .safetensors."
+            f"{path.name} holds something other than tensors, so it was not opened, for a pickle can run any program: "
+            "use a file that holds tensors only, best a .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise DreamCacheError(f"{path.name} cannot be read: it is damaged or incomplete, download it again.") from error

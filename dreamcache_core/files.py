@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise DreamCacheError(f"{path} is not there.") from None
     except (SafetensorError, OSError) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read as .safetensors ({error}): it is damaged or incomplete, download it again."
+            f"{path.name} cannot be read as .safetensors: it is damaged or incomplete, download it again."
         ) from error
 
 

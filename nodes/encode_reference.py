@@ -100,7 +100,8 @@ class DreamCacheEncodeReference(io.ComfyNode):
 def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) -> torch.Tensor:
     if not len(image):
         raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
-    image = image[..., :3]
+    # Colours without alpha, and grey as colours.
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
     if mask is None:
         return resize_to_area(image, resolution)
     mask = mask.reshape(-1, *mask.shape[-2:])

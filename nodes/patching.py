@@ -6,10 +6,11 @@ Everything is put on a clone of the ModelPatcher, and ComfyUI takes it off the n
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import comfy.model_management
 import comfy.model_patcher
@@ -115,9 +116,9 @@ class Injection:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What lives for one sampling run: which prompts are negative, and the caches' keys and values."""
+    """What lives for one sampling run: which prompts are not negative, and the caches' keys and values."""
 
-    unconditioned: frozenset[UUID] = frozenset()
+    conditioned: frozenset[UUID] = frozenset()
     keys_values: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
@@ -167,8 +168,15 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
 
 
 def _begin_run(executor: Callable, guider: Any, sigmas: torch.Tensor, extra_args: Options, *args, **kwargs):
-    negatives = (conds for name, conds in guider.conds.items() if "negative" in name)
-    run = _Run(frozenset(cond["uuid"] for conds in negatives for cond in conds or ()))
+    conditioned = set()
+    for name, conds in guider.conds.items():
+        for cond in conds:
+            if "negative" in name:
+                # Its own: where a positive prompt has an area, ComfyUI copied it here, UUID included.
+                cond["uuid"] = uuid4()
+            else:
+                conditioned.add(cond["uuid"])
+    run = _Run(frozenset(conditioned))
     model_options = _with_options(extra_args["model_options"], {_RUN_KEY: run})
     return executor(guider, sigmas, {**extra_args, "model_options": model_options}, *args, **kwargs)
 
@@ -177,7 +185,16 @@ def _select_active(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model
     sampling = executor.class_obj.inner_model.model_sampling
     injections = model_options["transformer_options"].get(KEY, ())
     active = tuple(injection for injection in injections if _is_active(injection, sampling, timestep))
-    return executor(x, timestep, _with_options(model_options, {KEY: active}), *args)
+    with _no_compiling():
+        return executor(x, timestep, _with_options(model_options, {KEY: active}), *args)
+
+
+def _no_compiling() -> AbstractContextManager:
+    """Leaves torch.compile out: ComfyUI lets it keep graphs whatever transformer_options say, ours included, so that
+    it would draw with the references of an earlier run, or none.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    return set_stance("force_eager") if set_stance else nullcontext()
 
 
 def _is_active(injection: Injection, sampling: Any, sigma: torch.Tensor) -> bool:
@@ -225,8 +242,6 @@ class _InjectedForward:
         return self.forward(x, context=context, transformer_options={**options, "patches": patches})
 
 
-# Compiled graphs break here: what is injected changes between steps, and keys and values are kept between them.
-@torch.compiler.disable
 def _add_references(
     layer: str, injections: list[Injection], x: torch.Tensor, self_attention: torch.Tensor, options: Options
 ) -> torch.Tensor:
@@ -244,7 +259,7 @@ def _add_references(
             run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer).to(x))
         change = adapter(x, self_attention, *run.keys_values[memory], attention) - self_attention
         if injection.conditioned_only:
-            conditioned = [float(uuid not in run.unconditioned) for uuid in options["uuids"]]
+            conditioned = [float(uuid in run.conditioned) for uuid in options["uuids"]]
             change *= torch.tensor(conditioned).to(x).repeat_interleave(len(x) // len(conditioned)).reshape(-1, 1, 1)
         result = result + injection.strength * change
     return result

@@ -49,27 +49,44 @@ class MiniatureControlNet(io.ComfyNode):
         return io.NodeOutput(models.controlnet(structure, seed))
 
 
-class MiniatureEmptyBatch(io.ComfyNode):
-    """What a node further up can hand on when it selected no image."""
+class MiniatureBareModel(io.ComfyNode):
+    """What Load Checkpoint makes of a checkpoint that holds a U-Net and nothing else."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MiniatureEmptyBatch",
+            node_id="MiniatureBareModel",
             category=_CATEGORY,
             inputs=[],
-            outputs=[io.Image.Output()],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(torch.zeros(0, 64, 64, 3))
+        return io.NodeOutput(models.unet_patcher("sd15"), None, None)
+
+
+class MiniatureImages(io.ComfyNode):
+    """Images of any form that a node further up can hand on: none at all, or grey ones, or of odd sizes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MiniatureImages",
+            category=_CATEGORY,
+            inputs=[io.Int.Input(name, min=0) for name in ("count", "height", "width", "channels")],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, count: int, height: int, width: int, channels: int) -> io.NodeOutput:
+        return io.NodeOutput(torch.linspace(0, 1, width).reshape(1, 1, width, 1).expand(count, height, width, channels))
 
 
 class MiniatureExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [MiniatureModel, MiniatureControlNet, MiniatureEmptyBatch]
+        return [MiniatureModel, MiniatureBareModel, MiniatureControlNet, MiniatureImages]
 
 
 async def comfy_entrypoint() -> MiniatureExtension:

@@ -1,0 +1,178 @@
+"""The pack in ComfyUI's own front end: what someone at the graph finds, drags, opens, runs and reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_server import ComfyUIServer
+from front_end import ADAPTER, WORKFLOWS, FrontEnd, Workflow, open_front_end, place_models
+from graph import adapter_file
+from playwright.sync_api import expect
+from workflow_prompt import load_prompt
+
+NODES = {
+    "DreamCacheEncodeReference": "DreamCache Encode Reference",
+    "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
+    "ApplyDreamCache": "Apply DreamCache",
+}
+FREE_PLACE = (800.0, 700.0)
+"""Of the window, with no menu over it."""
+
+
+@pytest.fixture(scope="module")
+def opened(server: ComfyUIServer) -> Iterator[FrontEnd]:
+    place_models(server)
+    adapters = server.base / "models" / "dreamcache"
+    shutil.copyfile(adapters / adapter_file(server, "sd15"), adapters / ADAPTER)
+    with open_front_end(server) as front_end:
+        yield front_end
+
+
+@pytest.fixture
+def front_end(opened: FrontEnd) -> Iterator[FrontEnd]:
+    """The front end with an empty graph. A test fails if the page complains of anything in the meantime."""
+    opened.load_blank()
+    yield opened
+    errors = list(opened.errors)
+    opened.errors.clear()
+    assert not errors
+
+
+def test_every_node_and_input_and_output_explains_itself(server: ComfyUIServer) -> None:
+    object_info = server.object_info()
+    for node in NODES:
+        definition = object_info[node]
+        inputs = {**definition["input"]["required"], **definition["input"].get("optional", {})}
+        assert definition["description"]
+        assert all(options.get("tooltip") for _, options in inputs.values()), node
+        assert all(definition["output_tooltips"]), node
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_node_search_finds_the_node_by_its_name_and_adds_it(front_end: FrontEnd, node: str) -> None:
+    front_end.page.mouse.dblclick(*FREE_PLACE)
+    front_end.page.get_by_role("combobox", name="Add a node").fill(NODES[node])
+    first = front_end.page.get_by_test_id("result-item").first
+    expect(first).to_contain_text(NODES[node])
+    front_end.page.keyboard.press("Enter")
+    expect(first).to_be_hidden()
+    # The new node hangs on the mouse until it is put down: elsewhere, or the next click there were a double click.
+    front_end.page.mouse.click(400, 300)
+    assert front_end.page.evaluate("app.graph.nodes.map((node) => node.type)") == [node]
+
+
+def test_nodes_are_dragged_and_wired_with_the_mouse(front_end: FrontEnd) -> None:
+    front_end.add("DreamCacheAdapterLoader", (150, 200))
+    front_end.add("DreamCacheEncodeReference", (150, 400))
+    front_end.add("ApplyDreamCache", (600, 200))
+
+    x, y, *_ = front_end.box("ApplyDreamCache")
+    start = front_end.title("ApplyDreamCache")
+    front_end.drag(start, (start[0] + 100, start[1] + 120))
+    assert front_end.box("ApplyDreamCache")[:2] == pytest.approx((x + 100, y + 120), abs=10)  # It snaps to a grid.
+
+    adapter = front_end.slot("DreamCacheAdapterLoader", "output", "adapter")
+    cache = front_end.slot("DreamCacheEncodeReference", "output", "reference_cache")
+    for start, wrong in ((adapter, "reference_cache"), (adapter, "model"), (cache, "adapter")):
+        front_end.drag(start, front_end.slot("ApplyDreamCache", "input", wrong))
+        assert front_end.links() == []
+
+    front_end.drag(adapter, front_end.slot("ApplyDreamCache", "input", "adapter"))
+    front_end.drag(cache, front_end.slot("ApplyDreamCache", "input", "reference_cache"))
+    assert front_end.links() == [
+        ("DreamCacheAdapterLoader.adapter", "ApplyDreamCache.adapter"),
+        ("DreamCacheEncodeReference.reference_cache", "ApplyDreamCache.reference_cache"),
+    ]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_end: FrontEnd, name: str) -> None:
+    page = front_end.page
+    page.get_by_role("button", name="Templates").click()
+    page.get_by_role("dialog").get_by_text("dreamcache", exact=True).click()
+    card = page.get_by_test_id(f"template-workflow-{name}")
+    # Its own thumbnail, which is fetched; the front end has a picture for templates that have none.
+    expect(card.locator("img")).to_have_attribute("src", re.compile("^blob:"))
+    card.click()
+    expect(card).to_be_hidden()
+    page.wait_for_function("app.graph.nodes.length")
+
+    assert front_end.prompt() == load_prompt(WORKFLOWS[name], server.object_info())
+    # This is where the front end says that nodes, models or pictures are missing, soon after it opened a workflow.
+    expect(page.get_by_test_id("error-overlay")).to_be_hidden()
+
+
+def test_run_shows_a_picture(front_end: FrontEnd) -> None:
+    front_end.load(_with_a_miniature_model(WORKFLOWS["dreamcache_basic"]))
+    front_end.page.get_by_test_id("queue-button").click()
+    front_end.page.wait_for_function("app.graph.findNodesByType('SaveImage')[0].imgs?.[0]?.naturalWidth === 128")
+
+
+def test_values_survive_saving_and_reloading(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add("DreamCacheEncodeReference", (150, 400))
+    front_end.add("ApplyDreamCache", (600, 200))
+    _set_widgets(front_end, "DreamCacheEncodeReference", timestep=7, seed=2**40, resolution=768)
+    _set_widgets(front_end, "ApplyDreamCache", start_percent=0.1, end_percent=0.9, image_guidance=2.5)
+    _set_widgets(front_end, "ApplyDreamCache", rows="conditioned")
+    # As a user does: a double click on the widget asks for its value.
+    page.mouse.dblclick(*front_end.widget("ApplyDreamCache", "strength"))
+    value = page.locator(".graphdialog input")
+    value.fill("0.65")
+    value.press("Enter")
+    expect(value).to_be_hidden()
+    before = front_end.prompt()
+    assert before["2"]["inputs"]["strength"] == 0.65
+
+    page.keyboard.press("Control+s")
+    page.get_by_role("dialog").get_by_role("textbox").fill("saved")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.reload()
+    page.wait_for_function("window.app?.graph?.nodes.length")
+    assert front_end.prompt() == before
+
+
+def test_the_help_panel_shows_our_pages(front_end: FrontEnd) -> None:
+    page = front_end.page
+    help_page = page.locator(".node-help-content")
+    for number, (node, title) in enumerate(NODES.items()):
+        front_end.add(node, (150, 200 + 250 * number))
+        page.mouse.click(*front_end.title(node))
+        if not number:
+            page.get_by_test_id("info-button").click()
+        expect(help_page.get_by_role("heading", level=1)).to_have_text(title)
+        inputs = "type => app.graph.findNodesByType(type)[0].inputs.map((input) => input.name)"
+        for name in page.evaluate(inputs, node):
+            expect(help_page.get_by_role("cell").get_by_text(name, exact=True)).to_be_visible()
+        picture = help_page.locator("img").first
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("picture => picture.naturalWidth")
+
+
+def _with_a_miniature_model(path: Path) -> Workflow:
+    """A workflow with the miniature in place of the checkpoint, and a picture as small as befits it."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    (checkpoint,) = (node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    checkpoint |= {"type": "MiniatureModel", "inputs": [], "widgets_values": ["sd15", 11, "fixed"]}
+    values = {"EmptyLatentImage": {0: 128, 1: 128}, "KSampler": {2: 2}, "DreamCacheEncodeReference": {2: 128}}
+    for node in workflow["nodes"]:
+        for position, value in values.get(node["type"], {}).items():
+            node["widgets_values"][position] = value
+    return workflow
+
+
+def _set_widgets(front_end: FrontEnd, class_type: str, **values: Any) -> None:
+    script = """([type, values]) => {
+        const [node] = app.graph.findNodesByType(type)
+        for (const widget of node.widgets) {
+            if (widget.name in values) widget.value = values[widget.name]
+        }
+    }"""
+    front_end.page.evaluate(script, [class_type, values])
