@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch.nn import functional
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, resize_to_area, subject_on_white
+from ..dreamcache_core import DreamCacheError, UNetStructure, resize_to_area, subject_on_white
 from . import patching
 from .types import CATEGORY, ReferenceCacheType
 
@@ -90,8 +90,9 @@ class DreamCacheEncodeReference(io.ComfyNode):
         resolution: int,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        structure = patching.structure_of(model)
         reference = _prepare(image, mask, resolution)
-        conditioning = _encode_prompt(clip, model)
+        conditioning = _encode_prompt(clip, structure)
         latent = _encode_image(vae, model, reference)
         noise = comfy.sample.prepare_noise(latent, seed)
         return io.NodeOutput(patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT))
@@ -113,15 +114,15 @@ def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) ->
     return subject_on_white(image, mask.expand(len(image), -1, -1).to(image), resolution)
 
 
-def _encode_prompt(clip: comfy.sd.CLIP | None, model: ModelPatcher) -> list:
+def _encode_prompt(clip: comfy.sd.CLIP | None, structure: UNetStructure) -> list:
     if clip is None:
         raise DreamCacheError("The CLIP is missing: the checkpoint has none, so load one with Load CLIP.")
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    width, expected = conditioning[0][0].shape[-1], patching.structure_of(model).context_dim
-    if width != expected:
+    width = conditioning[0][0].shape[-1]
+    if width != structure.context_dim:
         raise DreamCacheError(
-            f"The CLIP makes prompts {width} wide and the model reads {expected}: connect the CLIP of the model's own "
-            "checkpoint."
+            f"The CLIP makes prompts {width} wide and the model reads {structure.context_dim}: connect the CLIP of the "
+            "model's own checkpoint."
         )
     return conditioning
 

@@ -116,9 +116,11 @@ STRUCTURES = {
 }
 
 
-def unet_patcher(structure: str, seed: int = SEED, **unet_overrides: Any) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL in float32. `unet_overrides` replace entries of the structure's U-Net configuration."""
-    model = _model_config(structure, **unet_overrides).get_model({}, device=_offload_device())
+def unet_patcher(
+    structure: str, seed: int = SEED, dtype: torch.dtype = torch.float32
+) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL."""
+    model = _model_config(structure, dtype).get_model({}, device=_offload_device())
     patcher = _patcher(model)
     weights = generated_weights(model.diffusion_model, seed)
     model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
@@ -214,10 +216,13 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _model_config(structure: str, **unet_overrides: Any) -> comfy.supported_models_base.BASE:
+def _model_config(
+    structure: str, dtype: torch.dtype = torch.float32, **unet_overrides: Any
+) -> comfy.supported_models_base.BASE:
+    """`unet_overrides` replace entries of the structure's U-Net configuration."""
     described = STRUCTURES[structure]
     config = described.config(described.unet | unet_overrides)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     return config
 
 
