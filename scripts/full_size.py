@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 
 from comfyui_server import ComfyUIServer, Prompt
 from environment import DEV, ROOT, enter
@@ -23,38 +24,46 @@ def main() -> None:
     environment = enter()
     from generated_weights import write_models
 
-    print(f"{platform.machine()}, {os.cpu_count()} cores, two rows a picture (CFG)\n")
-    print(
-        "| model | size | s/step plain | s/step with reference | ratio | encode s | peak GiB plain | with reference |"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores; two rows a picture, for the two prompts\n")
+    print("| model | picture | step, s | with reference, s | ratio | encode, s | peak, GiB | with reference, GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for family in ("SD15", "SD20"):
         name = write_models(BASE / "models", family, SEED)
         with ComfyUIServer(environment, {"dreamcache": ROOT}, base=BASE) as server:
             for size in SIZES:
-                plain, _, plain_peak = measure(server, name, size, reference=False)
-                step, encode, peak = measure(server, name, size, reference=True)
-                times = f"{plain:.1f} | {step:.1f} | {step / plain:.3f} | {encode:.1f}"
-                peaks = f"{plain_peak / 2**30:.2f} | {peak / 2**30:.2f}"
+                plain, reading = measure(server, name, size)
+                ratio = reading.step / plain.step
+                times = f"{plain.step:.1f} | {reading.step:.1f} | {ratio:.3f} | {reading.start:.1f}"
+                peaks = f"{plain.peak / 2**30:.2f} | {reading.peak / 2**30:.2f}"
                 print(f"| {family} | {size[0]}×{size[1]}, batch {size[2]} | {times} | {peaks} |", flush=True)
 
 
-def measure(
-    server: ComfyUIServer, models: str, size: tuple[int, int, int], reference: bool
-) -> tuple[float, float, int]:
-    """Seconds a step; seconds that only the first run takes, to load and to encode; and bytes of memory at the peak."""
+@dataclass(frozen=True)
+class Cost:
+    """Seconds a step; seconds that only the first run takes, to load and to encode; bytes of memory at the peak."""
 
-    def run(steps: int, seed: int) -> float:
+    step: float
+    start: float
+    peak: int
+
+
+def measure(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> list[Cost]:
+    """Cost without and with a reference. The two take turns, so that a busy machine troubles both."""
+
+    def run(reference: bool, steps: int, seed: int) -> tuple[float, int]:
         prompt = workflow(server, models, size)
         set_inputs(prompt, "KSampler", steps=steps, seed=seed)
         # Another seed for another size: the cache of the size before would do, and there would be nothing to measure.
         set_inputs(prompt, "DreamCacheEncodeReference", seed=SIZES.index(size))
-        return server.run(prompt if reference else without_reference(prompt), timeout=3600).seconds
+        server.reset_peak_memory()
+        seconds = server.run(prompt if reference else without_reference(prompt), timeout=3600).seconds
+        return seconds, server.memory("VmHWM")
 
-    server.reset_peak_memory()
-    first = run(steps=1, seed=1)
-    one, three = run(steps=1, seed=2), run(steps=3, seed=2)
-    return (three - one) / 2, first - one, server.memory("VmHWM")
+    runs = [[run(reference, steps, seed) for reference in (False, True)] for steps, seed in ((1, 1), (1, 2), (3, 2))]
+    return [
+        Cost(step=(three - one) / 2, start=first - one, peak=max(peaks))
+        for (first, one, three), peaks in (zip(*kind, strict=True) for kind in zip(*runs, strict=True))
+    ]
 
 
 def workflow(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> Prompt:
