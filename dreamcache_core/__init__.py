@@ -7,8 +7,12 @@ from .adapter import Adapter, AdapterLayer, Attention, attend
 from .adapter_file import SUFFIXES, AdapterFile, load_adapter, save_adapter
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
+from .pictures import to_image, to_tensor
+from .prompts import ChosenPrompt, choose_line, combine_words
 from .reference_cache import ReferenceCache, load_reference_cache
-from .reference_image import resize_to_area, subject_on_white
+from .reference_image import resize_to_area, subject_box, subject_on_white
+from .triplet_files import save_sample
+from .triplets import Triplet, Triplets, epoch_order, open_triplets
 
 __all__ = [
     "DEFAULT_STAGES",
@@ -18,17 +22,28 @@ __all__ = [
     "AdapterFile",
     "AdapterLayer",
     "Attention",
+    "ChosenPrompt",
     "DreamCacheError",
     "ReferenceCache",
     "Stage",
     "TransformerLayer",
+    "Triplet",
+    "Triplets",
     "UNetStructure",
     "attend",
+    "choose_line",
+    "combine_words",
+    "epoch_order",
     "load_adapter",
     "load_reference_cache",
+    "open_triplets",
     "read_structure",
     "resize_to_area",
     "save_adapter",
+    "save_sample",
     "select_layers",
+    "subject_box",
     "subject_on_white",
+    "to_image",
+    "to_tensor",
 ]

@@ -22,21 +22,49 @@ def subject_on_white(image: torch.Tensor, mask: torch.Tensor, resolution: int) -
     `resolution` 0 keeps the subject's own size. Several subjects of different sizes share the largest one's canvas.
     Returns (batch, side, side, 3). Raises DreamCacheError if a mask holds no subject.
     """
-    boxes = [_bounding_box(one, number) for number, one in enumerate(mask, start=1)]
+    subjects = []
+    for number, (picture, one) in enumerate(zip(image, mask, strict=True), start=1):
+        box = subject_box(one)
+        if box is None:
+            raise DreamCacheError(
+                f"Mask {number} is black, so there is no subject to encode: paint the subject white, or disconnect "
+                "the mask to encode the whole image."
+            )
+        subjects.append(cut_out(picture[box], one[box]))
     if not resolution:
-        longest = max(max(bottom - top, right - left) for top, bottom, left, right in boxes)
+        longest = max(max(subject.shape[:2]) for subject in subjects)
         resolution = math.ceil(longest / (1 - 2 * MARGIN) / LATENT_PIXELS) * LATENT_PIXELS
-    white = torch.lerp(torch.ones_like(image), image, mask.unsqueeze(-1))
-    canvases = []
-    for picture, (top, bottom, left, right) in zip(white, boxes, strict=True):
-        subject = picture[top:bottom, left:right]
-        scale = resolution * (1 - 2 * MARGIN) / max(subject.shape[:2])
-        height, width = (max(1, round(length * scale)) for length in subject.shape[:2])
-        canvas = torch.ones(resolution, resolution, 3, dtype=image.dtype, device=image.device)
-        y, x = (resolution - height) // 2, (resolution - width) // 2
-        canvas[y : y + height, x : x + width] = _resize(subject.unsqueeze(0), height, width)[0]
-        canvases.append(canvas)
-    return torch.stack(canvases)
+    return torch.stack([place_on_white(subject, resolution, size=1 - 2 * MARGIN) for subject in subjects])
+
+
+def subject_box(mask: torch.Tensor) -> tuple[slice, slice] | None:
+    """Rows and columns of the subject of a mask (height, width), or None if it holds none."""
+    subject = mask > 0.5
+    if not subject.any():
+        return None
+    rows, columns = subject.any(dim=1).nonzero(), subject.any(dim=0).nonzero()
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def cut_out(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The subject of a picture (height, width, 3) on white."""
+    return torch.lerp(torch.ones_like(picture), picture, mask.unsqueeze(-1))
+
+
+def place_on_white(
+    picture: torch.Tensor, resolution: int, size: float, place: tuple[float, float] = (0.5, 0.5)
+) -> torch.Tensor:
+    """A picture (height, width, 3) on a white square of `resolution` pixels.
+
+    `size`: of its longer side, as a fraction of the square. `place`: where it lies in the room that it leaves (down,
+    right), 0…1. Returns (resolution, resolution, 3).
+    """
+    scale = resolution * size / max(picture.shape[:2])
+    height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
+    y, x = int((resolution - height) * place[0]), int((resolution - width) * place[1])
+    canvas = torch.ones(resolution, resolution, 3, dtype=picture.dtype, device=picture.device)
+    canvas[y : y + height, x : x + width] = resize(picture.unsqueeze(0), height, width)[0]
+    return canvas
 
 
 def resize_to_area(image: torch.Tensor, resolution: int) -> torch.Tensor:
@@ -47,22 +75,11 @@ def resize_to_area(image: torch.Tensor, resolution: int) -> torch.Tensor:
     height, width = image.shape[1:3]
     scale = resolution / math.sqrt(height * width) if resolution else 1.0
     sides = (max(LATENT_PIXELS, round(side * scale / LATENT_PIXELS) * LATENT_PIXELS) for side in (height, width))
-    return _resize(image, *sides)
+    return resize(image, *sides)
 
 
-def _bounding_box(mask: torch.Tensor, number: int) -> tuple[int, int, int, int]:
-    """Rows and columns (top, bottom, left, right; half-open) of the mask's subject."""
-    subject = mask > 0.5
-    if not subject.any():
-        raise DreamCacheError(
-            f"Mask {number} is black, so there is no subject to encode: paint the subject white, or disconnect the "
-            "mask to encode the whole image."
-        )
-    rows, columns = subject.any(dim=1).nonzero(), subject.any(dim=0).nonzero()
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
-def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize (batch, height, width, channels), 0…1, with antialiasing."""
     if tuple(image.shape[1:3]) == (height, width):
         return image
     channels_first = image.movedim(-1, 1)

@@ -1,0 +1,184 @@
+"""Triplets to train on: a target picture, a reference of its subject, and the target's prompt."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from PIL import Image, ImageOps
+
+from .errors import DreamCacheError
+from .pictures import to_tensor
+from .reference_augmentation import make_reference
+from .reference_image import LATENT_PIXELS, place_on_white, resize, subject_box
+from .triplet_files import Place, SampleFiles, find_samples
+
+# How often a prompt is left empty. A reference never is: without one, the network is the frozen base model.
+EMPTY_PROMPT_PROBABILITY = 0.07
+
+_PROBLEMS_IN_DESCRIPTION = 10
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Triplet:
+    """`target` and `reference`: (3, height, width), float32, 0…1. `name`: of the sample."""
+
+    target: torch.Tensor
+    reference: torch.Tensor
+    prompt: str
+    name: str
+
+
+class Triplets:
+    """The samples of a folder. What is made of them is drawn from (seed, epoch, index) and nothing else, so that a
+    training run can go on where it stopped, in any number of processes.
+
+    `problems`: a sentence for each sample that can't be used, as far as is known.
+    """
+
+    def __init__(self, folder: Path, samples: Sequence[SampleFiles], problems: Sequence[str]) -> None:
+        self.folder = folder
+        self.names = tuple(sample.name for sample in samples)
+        self._samples = tuple(samples)
+        self._problems = dict.fromkeys(problems)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(self._problems)
+
+    @property
+    def description(self) -> str:
+        """How many samples there are, and what is wrong with others, in a few lines."""
+        count, problems = f"{len(self):,} triplets in {self.folder}", self.problems
+        if not problems:
+            return count
+        more = ["…"] if len(problems) > _PROBLEMS_IN_DESCRIPTION else []
+        return "\n".join([f"{count}; left out: {len(problems):,}", *problems[:_PROBLEMS_IN_DESCRIPTION], *more])
+
+    def load(self, index: int, resolution: int, seed: int, epoch: int) -> Triplet:
+        """One triplet, at `resolution` pixels square.
+
+        For a sample that turns out to be damaged the next one steps in, which is the same at each run; the log tells of
+        it once. Raises DreamCacheError if all are damaged.
+        """
+        for step in range(len(self)):
+            sample = self._samples[(index + step) % len(self)]
+            try:
+                return _make(sample, resolution, Random(f"{seed}/{epoch}/{index}"))
+            except DreamCacheError as error:
+                if str(error) not in self._problems:
+                    self._problems[str(error)] = None
+                    _LOG.warning("DreamCache trains without a sample: %s", error)
+        raise DreamCacheError(f"No sample of {self.folder} can be used: {next(iter(self._problems))}")
+
+    def check(self, on_progress: Callable[[int], None] = lambda done: None) -> Triplets:
+        """Read every file. Returns the samples that are sound, with the problems of all others.
+
+        `on_progress` hears how many are done. Raises DreamCacheError if none is sound.
+        """
+        sound, problems = [], list(self.problems)
+        for number, sample in enumerate(self._samples, start=1):
+            try:
+                _make(sample, LATENT_PIXELS, Random(0))
+                sound.append(sample)
+            except DreamCacheError as error:
+                problems.append(str(error))
+            on_progress(number)
+        return _some(self.folder, sound, problems)
+
+
+def open_triplets(folder: Path) -> Triplets:
+    """The samples of a folder and its tars, as triplet_files describes them, whose files are there.
+
+    What is in the files is seen when they are loaded, or by `Triplets.check`. Raises DreamCacheError if there are none.
+    """
+    if not folder.is_dir():
+        raise DreamCacheError(f"{folder} is not a folder: choose the folder that holds the triplets.")
+    return _some(folder, *find_samples(folder))
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch goes through `length` samples: each once."""
+    order = list(range(length))
+    Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def _some(folder: Path, samples: Sequence[SampleFiles], problems: Sequence[str]) -> Triplets:
+    if samples:
+        return Triplets(folder, samples, problems)
+    if problems:
+        raise DreamCacheError(f"None of the {len(problems)} samples in {folder} can be used; the first: {problems[0]}")
+    raise DreamCacheError(
+        f"There are no triplets in {folder}: make some with DreamCache Save Triplet, or choose a folder with files "
+        "named …_generation.png, …_caption.txt and …_mask.png."
+    )
+
+
+def _make(sample: SampleFiles, resolution: int, random: Random) -> Triplet:
+    """Raises DreamCacheError with the sample's name if a file of it is damaged, or holds nothing."""
+    caption, picture = _read_caption(sample), _read_picture(sample.picture, f"{sample.name}: its picture")
+    prompt = "" if random.random() < EMPTY_PROMPT_PROBABILITY else caption
+    square = to_tensor(_centre(picture))
+    if sample.reference:
+        reference = to_tensor(_read_picture(sample.reference, f"{sample.name}: its reference"))
+        reference = place_on_white(reference, resolution, size=1)
+    else:
+        mask = to_tensor(_centre(_read_mask(sample, picture.size)))
+        box = subject_box(mask)
+        if box is None:
+            raise DreamCacheError(f"{sample.name}: its mask is black in the square at its centre.")
+        reference = make_reference(square[box], mask[box], resolution, random)
+    target = resize(square.unsqueeze(0), resolution, resolution)[0]
+    return Triplet(_channels_first(target), _channels_first(reference), prompt, sample.name)
+
+
+def _read_caption(sample: SampleFiles) -> str:
+    try:
+        caption = sample.caption.read().decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DreamCacheError(f"{sample.name}: its caption cannot be read as UTF-8 text.") from error
+    if not caption:
+        raise DreamCacheError(f"{sample.name}: its caption is empty.")
+    return caption
+
+
+def _read_mask(sample: SampleFiles, size: tuple[int, int]) -> Image.Image:
+    assert sample.mask  # It may be missing only where there is a reference.
+    return _decode(sample.mask, f"{sample.name}: its mask").convert("L").resize(size, Image.Resampling.BILINEAR)
+
+
+def _read_picture(place: Place, what: str) -> Image.Image:
+    """A picture in colours, on white where it is transparent."""
+    image = _decode(place, what)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _decode(place: Place, what: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(place.read()))
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file.
+        raise DreamCacheError(f"{what} cannot be read: it is damaged, or no picture.") from error
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _channels_first(picture: torch.Tensor) -> torch.Tensor:
+    return picture.movedim(-1, 0).contiguous()
