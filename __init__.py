@@ -8,6 +8,8 @@ from typing_extensions import override
 from .nodes.adapter_loader import DreamCacheAdapterLoader, register_models_folder
 from .nodes.apply import ApplyDreamCache
 from .nodes.encode_reference import DreamCacheEncodeReference
+from .nodes.prompt_source import DreamCachePromptSource
+from .nodes.save_triplet import DreamCacheSaveTriplet
 
 # Help pages: web/docs/<node id>.md.
 WEB_DIRECTORY = "./web"
@@ -20,7 +22,13 @@ class DreamCacheExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DreamCacheEncodeReference, DreamCacheAdapterLoader, ApplyDreamCache]
+        return [
+            DreamCacheEncodeReference,
+            DreamCacheAdapterLoader,
+            ApplyDreamCache,
+            DreamCachePromptSource,
+            DreamCacheSaveTriplet,
+        ]
 
 
 async def comfy_entrypoint() -> DreamCacheExtension:

@@ -7,11 +7,11 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch.nn import functional
 from typing_extensions import override
 
 from ..dreamcache_core import DreamCacheError, UNetStructure, resize_to_area, subject_on_white
 from . import patching
+from .pictures import in_colours, masks_of
 from .types import CATEGORY, ReferenceCacheType
 
 # The caching pass of the paper knows nothing of the subject but its picture.
@@ -101,17 +101,15 @@ class DreamCacheEncodeReference(io.ComfyNode):
 def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) -> torch.Tensor:
     if not len(image):
         raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
-    # Colours without alpha, and grey as colours.
-    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
+    image = in_colours(image)
     if mask is None:
         return resize_to_area(image, resolution)
-    mask = mask.reshape(-1, *mask.shape[-2:])
-    if len(mask) not in (1, len(image)):
+    masks = len(mask.reshape(-1, *mask.shape[-2:]))
+    if masks not in (1, len(image)):
         raise DreamCacheError(
-            f"There are {len(mask)} masks for {len(image)} images: connect one mask for all, or one for each image."
+            f"There are {masks} masks for {len(image)} images: connect one mask for all, or one for each image."
         )
-    mask = functional.interpolate(mask.unsqueeze(1), size=image.shape[1:3], mode="bilinear").squeeze(1)
-    return subject_on_white(image, mask.expand(len(image), -1, -1).to(image), resolution)
+    return subject_on_white(image, masks_of(image, mask), resolution)
 
 
 def _encode_prompt(clip: comfy.sd.CLIP | None, structure: UNetStructure) -> list:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 CATEGORY = "DreamCache"
+TRAINING_CATEGORY = "DreamCache/training"
 
 ReferenceCacheType = io.Custom("DREAMCACHE_REFERENCE_CACHE")
 AdapterType = io.Custom("DREAMCACHE_ADAPTER")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
-from comfyui_server import ComfyUIServer, Prompt
+from comfyui_server import ComfyUIServer, Prompt, WorkflowError
 from dreamcache.dreamcache_core import Adapter, save_adapter, select_layers
 from dreamcache.nodes import patching
 from miniature import models
@@ -44,6 +47,16 @@ class Graph:
 
 def output(link: Link, number: int) -> Link:
     return [link[0], number]
+
+
+def failure(run: Callable[[], Any]) -> str:
+    """What the node says of a failing run: one sentence."""
+    with pytest.raises(WorkflowError) as raised:
+        run()
+    message = str(raised.value)
+    assert re.fullmatch(r"(ApplyDreamCache|DreamCache\w+): [^\n]+\.", message), message
+    assert not re.search(r"[.!?] ", message), message
+    return message
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

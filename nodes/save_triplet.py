@@ -1,0 +1,140 @@
+"""DreamCache Save Triplet: a picture, its prompt and its subject's mask become a sample to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import DreamCacheError, save_sample, subject_box, to_image
+from .pictures import in_colours, masks_of
+from .types import TRAINING_CATEGORY
+
+
+class DreamCacheSaveTriplet(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheSaveTriplet",
+            display_name="DreamCache Save Triplet",
+            category=TRAINING_CATEGORY,
+            description="Saves a picture with its prompt and its subject's mask, for an adapter to be trained on.",
+            search_aliases=["save image", "save dataset", "training data", "export dataset"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture of a subject. Of a batch, each is a sample."),
+                io.Mask.Input("mask", tooltip="White on the subject: a mask for each picture."),
+                io.String.Input("prompt", force_input=True, tooltip="The prompt that the picture was drawn from."),
+                io.String.Input(
+                    "folder",
+                    default="dreamcache_triplets/my_subjects",
+                    tooltip="In ComfyUI's output folder. Samples are added to those that are there.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Another picture of the same subject, to be read in training in place of its cut-out: one, "
+                    "or one for each picture.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        # None: the name comes from another node.
+        return True if folder is None or _is_inside_output(folder) else _outside(folder)
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        prompt: str,
+        folder: str,
+        reference: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if not _is_inside_output(folder):
+            raise DreamCacheError(_outside(folder))
+        if not prompt.strip():
+            raise DreamCacheError("The prompt is empty: connect the text that the picture was drawn from.")
+        _check_counts(image, mask, reference)
+        output = folder_paths.get_output_directory()
+        saved, skipped = _save(Path(output, folder), image, mask, prompt, reference)
+        text = _in_words(saved, skipped)
+        cls._show(text)
+        images = [
+            {"filename": path.name, "subfolder": path.parent.relative_to(output).as_posix(), "type": "output"}
+            for path in saved
+        ]
+        return io.NodeOutput(ui={"images": images, "text": [text]})
+
+    @classmethod
+    def _show(cls, text: str) -> None:
+        """Show a text on the node, as long as the graph is open."""
+        # Here, for it brings in the whole server, which those who only import the pack don't run.
+        from server import PromptServer
+
+        if cls.hidden.unique_id:
+            PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+
+
+def _is_inside_output(folder: str) -> bool:
+    output = folder_paths.get_output_directory()
+    if Path(folder).is_absolute() or not folder_paths.is_within_directory(output, str(Path(output, folder))):
+        return False
+    return Path(output, folder).resolve() != Path(output).resolve()
+
+
+def _outside(folder: str) -> str:
+    return (
+        f'"{folder}" is no folder inside ComfyUI\'s output folder: write a name such as '
+        "dreamcache_triplets/my_subjects."
+    )
+
+
+def _check_counts(image: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor | None) -> None:
+    if not len(image):
+        raise DreamCacheError("The image batch is empty, so there is nothing to save: connect an image.")
+    masks = len(mask.reshape(-1, *mask.shape[-2:]))
+    if masks != len(image):
+        raise DreamCacheError(f"There are {masks} masks for {len(image)} images: connect one mask for each image.")
+    if reference is not None and len(reference) not in (1, len(image)):
+        raise DreamCacheError(
+            f"There are {len(reference)} references for {len(image)} images: connect one for all, or one for each "
+            "image."
+        )
+
+
+def _save(
+    folder: Path, image: torch.Tensor, mask: torch.Tensor, prompt: str, reference: torch.Tensor | None
+) -> tuple[list[Path], list[int]]:
+    """Write the samples. Returns their pictures' paths, and the numbers of the pictures whose masks are black.
+
+    Those are left out rather than refused: one failure of the background's removal would stop a night's queue.
+    """
+    saved, skipped = [], []
+    image, mask = in_colours(image), masks_of(image, mask)
+    references = None if reference is None else in_colours(reference).expand(len(image), -1, -1, -1)
+    for number, (picture, subject) in enumerate(zip(image, mask, strict=True)):
+        if subject_box(subject) is None:
+            skipped.append(number + 1)
+            continue
+        pictures = {"generation": to_image(picture), "mask": to_image(subject)}
+        if references is not None:
+            pictures["reference"] = to_image(references[number])
+        saved.append(save_sample(folder, pictures, prompt))
+    return saved, skipped
+
+
+def _in_words(saved: list[Path], skipped: list[int]) -> str:
+    names = [f"{path.parent.name}/{path.stem.removesuffix('_generation')}" for path in saved]
+    sentences = [f"Saved {' … '.join(dict.fromkeys([names[0], names[-1]]))}."] if names else []
+    sentences += [f"Picture {number} was not saved, for its mask is black." for number in skipped]
+    return "\n".join(sentences)
