@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 ADAPTER = "dreamcache_sd15.safetensors"
-"""The adapter that all of these workflows load."""
+"""The adapter that these workflows load."""
 
 # Without a graphics card, and without what Chromium itself would ask the internet for.
 _ARGUMENTS = [
@@ -134,6 +134,14 @@ class FrontEnd:
         self.page.add_style_tag(content=_HIDE_MENU_BUTTON)
         for setting, value in _SETTINGS_OF_PICTURES.items():
             self.page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])
+
+    def show_output(self, class_type: str, image: str) -> None:
+        """Show a picture of the input folder on nodes of a class, as if they had made it."""
+        script = """([type, filename]) => app.graph.findNodesByType(type).forEach((node) => {
+            const output = { images: [{ filename, subfolder: '', type: 'input' }] }
+            app.api.dispatchCustomEvent('executed', { node: `${node.id}`, display_node: `${node.id}`, output })
+        })"""
+        self.page.evaluate(script, [class_type, image])
 
     def picture(self, box: Box, width: int) -> bytes:
         """A box of the graph as a PNG, `width` pixels wide. Makes the window as large as that."""

@@ -20,9 +20,15 @@ from PIL import Image, ImageDraw  # noqa: E402
 IMAGES = ROOT / "web" / "docs" / "images"
 PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 CLOSE_UPS = {
-    "DreamCacheEncodeReference": "encode_reference.png",
-    "DreamCacheAdapterLoader": "adapter_loader.png",
-    "ApplyDreamCache": "apply.png",
+    "dreamcache_basic": {
+        "DreamCacheEncodeReference": "encode_reference.png",
+        "DreamCacheAdapterLoader": "adapter_loader.png",
+        "ApplyDreamCache": "apply.png",
+    },
+    "dreamcache_make_triplets": {
+        "DreamCachePromptSource": "prompt_source.png",
+        "DreamCacheSaveTriplet": "save_triplet.png",
+    },
 }
 README_WIDTH = 1400
 THUMBNAIL_WIDTH = 512
@@ -45,13 +51,14 @@ def main() -> None:
                 workflow = json.loads(path.read_text(encoding="utf-8"))
                 front_end.load(workflow)
                 front_end.hide_menus()
+                front_end.show_output("DreamCacheSaveTriplet", "example.png")
                 # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
                 thumbnail = front_end.picture(thumbnail_box(workflow), 2 * THUMBNAIL_WIDTH)
                 save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
                 if name == "dreamcache_basic":
                     save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
-                    for class_type, file in CLOSE_UPS.items():
-                        take_close_up(front_end, class_type, IMAGES / file)
+                for class_type, file in CLOSE_UPS.get(name, {}).items():
+                    take_close_up(front_end, class_type, IMAGES / file)
 
 
 def photograph(painted: bool) -> Image.Image:

@@ -20,6 +20,8 @@ NODES = {
     "DreamCacheEncodeReference": "DreamCache Encode Reference",
     "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
     "ApplyDreamCache": "Apply DreamCache",
+    "DreamCachePromptSource": "DreamCache Prompt Source",
+    "DreamCacheSaveTriplet": "DreamCache Save Triplet",
 }
 FREE_PLACE = (800.0, 700.0)
 """Of the window, with no menu over it."""
@@ -114,6 +116,18 @@ def test_run_shows_a_picture(front_end: FrontEnd) -> None:
     front_end.page.wait_for_function("app.graph.findNodesByType('SaveImage')[0].imgs?.[0]?.naturalWidth === 128")
 
 
+def test_a_number_beside_run_makes_as_many_triplets_of_other_prompts(
+    server: ComfyUIServer, front_end: FrontEnd
+) -> None:
+    page = front_end.page
+    front_end.load(_with_a_miniature_model(WORKFLOWS["dreamcache_make_triplets"]))
+    page.get_by_role("textbox", name="Batch Count").fill("3")
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("app.graph.findNodesByType('DreamCacheSaveTriplet')[0].imgs?.[0]?.src.includes('00000003')")
+    folder = server.base / "output" / "dreamcache_triplets"
+    assert len({path.read_text() for path in folder.rglob("*_caption.txt")}) == 3
+
+
 def test_values_survive_saving_and_reloading(front_end: FrontEnd) -> None:
     page = front_end.page
     front_end.add("DreamCacheEncodeReference", (150, 400))
@@ -143,7 +157,7 @@ def test_the_help_panel_shows_our_pages(front_end: FrontEnd) -> None:
     page = front_end.page
     help_page = page.locator(".node-help-content")
     for number, (node, title) in enumerate(NODES.items()):
-        front_end.add(node, (150, 200 + 250 * number))
+        front_end.add(node, (150 + 350 * (number // 3), 200 + 250 * (number % 3)))
         page.mouse.click(*front_end.title(node))
         if not number:
             page.get_by_test_id("info-button").click()
@@ -161,6 +175,9 @@ def _with_a_miniature_model(path: Path) -> Workflow:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     (checkpoint,) = (node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple")
     checkpoint |= {"type": "MiniatureModel", "inputs": [], "widgets_values": ["sd15", 11, "fixed"]}
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadBackgroundRemovalModel":
+            node |= {"type": "MiniatureBackgroundRemoval", "inputs": [], "widgets_values": []}
     values = {"EmptyLatentImage": {0: 128, 1: 128}, "KSampler": {2: 2}, "DreamCacheEncodeReference": {2: 128}}
     for node in workflow["nodes"]:
         for position, value in values.get(node["type"], {}).items():

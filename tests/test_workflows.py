@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_server import ComfyUIServer, Prompt
+from dreamcache.dreamcache_core import open_triplets
 from full_size import without_reference
 from graph import adapter_file
 from miniature import models
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from workflow_prompt import load_prompt, set_inputs
 
+TRIPLETS = Path(__file__).resolve().parents[1] / "workflows" / "dreamcache_make_triplets.json"
 WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
 # Class of a node that loads a file → the node that makes a miniature of what it loads.
 MINIATURES = {"CheckpointLoaderSimple": "MiniatureModel", "ControlNetLoader": "MiniatureControlNet"}
@@ -35,6 +38,9 @@ def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
     for node in prompt.values():
         if node["class_type"] in MINIATURES:
             node |= {"class_type": MINIATURES[node["class_type"]], "inputs": {"structure": "sd15", "seed": models.SEED}}
+    for node in prompt.values():
+        if node["class_type"] == "LoadBackgroundRemovalModel":
+            node |= {"class_type": "MiniatureBackgroundRemoval", "inputs": {}}
     save_file(models.lora("sd15"), server.base / "models" / "loras" / "miniature.safetensors")
     set_inputs(prompt, "LoraLoader", lora_name="miniature.safetensors")
     set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=adapter_file(server, "sd15"))
@@ -45,7 +51,7 @@ def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
     return prompt
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path != TRIPLETS], ids=lambda path: path.stem)
 def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
     server: ComfyUIServer, painted: str, path: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +65,19 @@ def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
     assert personalised.tobytes() != plain.tobytes()
 
 
+def test_the_workflow_for_triplets_makes_one_at_each_run(server: ComfyUIServer, painted: str) -> None:
+    prompt = prompt_of(server, TRIPLETS, painted)
+    for seed in range(2):
+        set_inputs(prompt, "DreamCachePromptSource", seed=seed)
+        server.run(prompt)
+    triplets = open_triplets(server.base / "output" / "dreamcache_triplets").check()
+    assert triplets.problems == ()
+    first, second = (triplets.load(index, 128, seed=1, epoch=0) for index in range(2))
+    assert first.prompt != second.prompt
+    assert not torch.equal(first.target, second.target)
+
+
 def test_every_workflow_has_a_thumbnail_for_the_template_browser() -> None:
-    assert len(WORKFLOWS) >= 4
+    assert len(WORKFLOWS) >= 5
     for path in WORKFLOWS:
         assert max(Image.open(path.with_suffix(".jpg")).size) <= 1024

@@ -83,10 +83,39 @@ class MiniatureImages(io.ComfyNode):
         return io.NodeOutput(torch.linspace(0, 1, width).reshape(1, 1, width, 1).expand(count, height, width, channels))
 
 
+class _BackgroundRemoval:
+    """Stands in for a network: where a picture is redder than it is on average, there is its subject."""
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        red = image[..., 0]
+        return (red > red.mean(dim=(1, 2), keepdim=True)).float()
+
+
+class MiniatureBackgroundRemoval(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MiniatureBackgroundRemoval",
+            category=_CATEGORY,
+            inputs=[],
+            outputs=[io.BackgroundRemoval.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(_BackgroundRemoval())
+
+
 class MiniatureExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [MiniatureModel, MiniatureBareModel, MiniatureControlNet, MiniatureImages]
+        return [
+            MiniatureModel,
+            MiniatureBareModel,
+            MiniatureControlNet,
+            MiniatureImages,
+            MiniatureBackgroundRemoval,
+        ]
 
 
 async def comfy_entrypoint() -> MiniatureExtension:
