@@ -3,14 +3,17 @@
 Nothing here knows of ComfyUI; `nodes/` brings the two together. Paper: arXiv 2411.17786.
 """
 
-from .adapter import Adapter, AdapterLayer, Attention, attend
+from .adapter import Adapter, AdapterLayer, Attention, attend, untrained_adapter
 from .adapter_file import SUFFIXES, AdapterFile, load_adapter, save_adapter
+from .batches import make_batches
+from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
 from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .reference_cache import ReferenceCache, load_reference_cache
 from .reference_image import resize_to_area, subject_box, subject_on_white
+from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
 from .triplet_files import save_sample
 from .triplets import Triplet, Triplets, epoch_order, open_triplets
 
@@ -22,10 +25,15 @@ __all__ = [
     "AdapterFile",
     "AdapterLayer",
     "Attention",
+    "Batch",
     "ChosenPrompt",
     "DreamCacheError",
+    "FrozenBase",
+    "Progress",
     "ReferenceCache",
     "Stage",
+    "Trainer",
+    "TrainingSettings",
     "TransformerLayer",
     "Triplet",
     "Triplets",
@@ -33,17 +41,26 @@ __all__ = [
     "attend",
     "choose_line",
     "combine_words",
+    "denoising_loss",
+    "draw",
     "epoch_order",
     "load_adapter",
+    "load_checkpoint",
     "load_reference_cache",
+    "make_batches",
+    "newest_checkpoint",
     "open_triplets",
     "read_structure",
     "resize_to_area",
+    "resume",
+    "run",
     "save_adapter",
+    "save_checkpoint",
     "save_sample",
     "select_layers",
     "subject_box",
     "subject_on_white",
     "to_image",
     "to_tensor",
+    "untrained_adapter",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from .errors import DreamCacheError
-from .layers import TransformerLayer, UNetStructure
+from .layers import DEFAULT_STAGES, Stage, TransformerLayer, UNetStructure, select_layers
 
 # (query, key, value, heads) → attended, all (batch, tokens, channels).
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -43,7 +43,7 @@ class AdapterLayer(nn.Module):
         self.linear_cat = operations.Linear(2 * channels, channels)
 
     def keys_values(self, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value of cached features, each (1, tokens, channels) as they are; the same at every step."""
+        """Key and value of cached features, each of the same shape as they; the same at every step."""
         return self.to_k(cached), self.to_v(cached)
 
     def forward(
@@ -57,12 +57,17 @@ class AdapterLayer(nn.Module):
         """What stands in for `self_attention`.
 
         `x`: the block's token input, (batch, tokens, channels). `self_attention`: of the frozen block, the same shape.
-        `key`, `value`: (1, cached tokens, channels), shared by the batch.
+        `key`, `value`: (references, cached tokens, channels). One is shared by the batch; of several, each is read by
+        the part of the batch that has its number, in every `references` parts anew.
         """
-        batch = x.shape[0]
         query = self.to_q(self.norm_mem(x))
-        cross_attention = attention(query, key.expand(batch, -1, -1), value.expand(batch, -1, -1), self.heads)
+        cross_attention = attention(query, _over_batch(key, len(x)), _over_batch(value, len(x)), self.heads)
         return self.linear_cat(torch.cat([self_attention, self.to_out(cross_attention)], dim=-1))
+
+
+def _over_batch(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """Repeat (references, tokens, channels) until it is (batch, tokens, channels). One reference isn't copied."""
+    return tensor.expand(batch // len(tensor), *tensor.shape).flatten(0, 1)
 
 
 class Adapter(nn.Module):
@@ -101,3 +106,18 @@ class Adapter(nn.Module):
                 f"The adapter was trained for {self.base_model} and the model is {structure.base_model}: load an "
                 f"adapter for {structure.base_model}, or a model of {self.base_model}."
             )
+
+
+def untrained_adapter(structure: UNetStructure, seed: int, stages: Sequence[Stage] = DEFAULT_STAGES) -> Adapter:
+    """The adapter that training begins with, in float32 on the CPU. It changes nothing yet, so training starts at the
+    loss of the base model: Linear passes the self-attention on and leaves out what is read of the reference.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = Adapter(select_layers(structure.layers, stages), structure.base_model)
+    for layer in adapter.layers:
+        linear = adapter[layer.name].linear_cat
+        with torch.no_grad():
+            linear.weight.copy_(torch.eye(layer.channels, 2 * layer.channels))
+            linear.bias.zero_()
+    return adapter

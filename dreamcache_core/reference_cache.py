@@ -37,9 +37,13 @@ class ReferenceCache:
     def references(self) -> int:
         return self.features[self.layers[0].name].shape[0]
 
-    def tokens(self, layer: str) -> torch.Tensor:
-        """What the adapter of `layer` reads, all references in a row: (1, references · height · width, channels)."""
-        return self.features[layer].flatten(2).transpose(1, 2).flatten(0, 1).unsqueeze(0)
+    def tokens(self, layer: str, paired: bool = False) -> torch.Tensor:
+        """What the adapter of `layer` reads, all references in a row: (1, references · height · width, channels).
+
+        `paired`: each by itself, (references, height · width, channels).
+        """
+        tokens = self.features[layer].flatten(2).transpose(1, 2)
+        return tokens if paired else tokens.flatten(0, 1).unsqueeze(0)
 
     def check_fits(self, structure: UNetStructure, layers: tuple[TransformerLayer, ...]) -> None:
         """Raise DreamCacheError unless the cache is from this base model and holds what `layers` read."""

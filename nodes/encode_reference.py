@@ -14,7 +14,8 @@ from . import patching
 from .pictures import in_colours, masks_of
 from .types import CATEGORY, ReferenceCacheType
 
-# The caching pass of the paper knows nothing of the subject but its picture.
+# The caching pass of the paper (section 3.1): almost no noise, and nothing known of the subject but its picture.
+TIMESTEP = 1
 PROMPT = ""
 
 
@@ -37,7 +38,7 @@ class DreamCacheEncodeReference(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP of that model. It encodes an empty prompt."),
                 io.Int.Input(
                     "timestep",
-                    default=1,
+                    default=TIMESTEP,
                     min=0,
                     max=999,
                     tooltip="How noisy the reference is when the model reads it. Adapters are trained for 1.",

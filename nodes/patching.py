@@ -16,15 +16,18 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch.utils.checkpoint import checkpoint
 
 from ..dreamcache_core import (
     STAGES,
     Adapter,
     AdapterLayer,
     ReferenceCache,
+    TransformerLayer,
     UNetStructure,
     read_structure,
     select_layers,
@@ -33,6 +36,7 @@ from ..dreamcache_core import (
 # Names everything of ours on a ModelPatcher: its injections, wrappers and additional models.
 KEY = "dreamcache"
 _RUN_KEY = "dreamcache_run"
+_RECORDING_KEY = "dreamcache_recording"
 
 Options = dict[str, Any]
 
@@ -55,22 +59,19 @@ def encode_reference(
     """
     structure = structure_of(model)
     layers = select_layers(structure.layers, STAGES)
-    features: dict[str, torch.Tensor] = {}
-    unpatched = model.clone()
-    unpatched.model_options = {"transformer_options": {}}
+    recording = Recording()
+    unpatched = add_recorders(model, layers)
+    unpatched.model_options = {"transformer_options": recording.options}
     unpatched.wrappers = {}
     unpatched.set_additional_models(KEY, [])
-    for layer in layers:
-        name = f"diffusion_model.{layer.name}.forward"
-        recorder = partial(_record, unpatched.get_model_object(name), features, layer.name)
-        unpatched.add_object_patch(name, recorder)
 
     guider = comfy.samplers.CFGGuider(unpatched)
     guider.inner_set_conds({"positive": conditioning})
     sigma = unpatched.get_model_object("model_sampling").sigma(torch.tensor([float(timestep)]))
     guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
+    device = comfy.model_management.intermediate_device()
     return ReferenceCache(
-        features=features,
+        features={layer: tensor.to(device) for layer, tensor in recording.features.items()},
         base_model=structure.base_model,
         layers=layers,
         latent_size=(latent.shape[2], latent.shape[3]),
@@ -89,9 +90,32 @@ class _SingleEvaluation(comfy.samplers.Sampler):
         return model_wrap(sampling.noise_scaling(sigmas, noise, latent_image), sigmas.expand(len(noise)), **extra_args)
 
 
-def _record(forward: Callable, features: dict[str, torch.Tensor], layer: str, x: torch.Tensor, *args, **kwargs):
-    features[layer] = x.to(comfy.model_management.intermediate_device(), copy=True)
-    return forward(x, *args, **kwargs)
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What entered the layers of a model that has recorders: layer name → (batch, channels, height, width)."""
+
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """The transformer_options of an evaluation that is to be recorded."""
+        return {_RECORDING_KEY: self}
+
+
+def add_recorders(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> ModelPatcher:
+    """A clone of `model` that records what enters `layers` when an evaluation's options say so."""
+    model = model.clone()
+    for layer in layers:
+        name = f"diffusion_model.{layer.name}.forward"
+        model.add_object_patch(name, partial(_record, model.get_model_object(name), layer.name))
+    return model
+
+
+def _record(forward: Callable, layer: str, x: torch.Tensor, context: Any = None, transformer_options: Any = None):
+    recording = transformer_options.get(_RECORDING_KEY)
+    if recording:
+        recording.features[layer] = x.clone()
+    return forward(x, context, transformer_options)
 
 
 # --- Apply DreamCache ------------------------------------------------------------------------------------------------
@@ -103,6 +127,7 @@ class Injection:
 
     `adapter`: a ModelPatcher around a core Adapter. `start_percent`, `end_percent`: of sampling, 0…1, inclusive.
     `conditioned_only`: leave the rows of negative prompts as they are.
+    `paired`: each latent of the batch reads the reference of its own number, as in training; not all of them.
     """
 
     adapter: ModelPatcher
@@ -112,6 +137,7 @@ class Injection:
     end_percent: float = 1.0
     image_guidance: float = 1.0
     conditioned_only: bool = False
+    paired: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +174,7 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
         return model
     options = model.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()), injection)
-    for layer in adapter.layers:
-        name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
-        forward = model.get_model_object(name)
-        if not isinstance(forward, _InjectedForward):
-            model.add_object_patch(name, _InjectedForward(forward, layer.name))
+    _let_blocks_read(model, adapter.layers)
     if not model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _begin_run)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _select_active)
@@ -165,6 +187,14 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
             partial(_guide_by_image, injection), disable_cfg1_optimization=not injection.conditioned_only
         )
     return model
+
+
+def _let_blocks_read(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> None:
+    for layer in layers:
+        name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
+        forward = model.get_model_object(name)
+        if not isinstance(forward, _InjectedForward):
+            model.add_object_patch(name, _InjectedForward(forward, layer.name))
 
 
 def _begin_run(executor: Callable, guider: Any, sigmas: torch.Tensor, extra_args: Options, *args, **kwargs):
@@ -256,7 +286,7 @@ def _add_references(
         adapter: AdapterLayer = injection.adapter.model[layer]
         memory = (injection, layer, x.device, x.dtype)
         if memory not in run.keys_values:
-            run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer).to(x))
+            run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer, injection.paired).to(x))
         change = adapter(x, self_attention, *run.keys_values[memory], attention) - self_attention
         if injection.conditioned_only:
             conditioned = [float(uuid in run.conditioned) for uuid in options["uuids"]]
@@ -268,3 +298,34 @@ def _add_references(
 def _with_options(model_options: Options, changes: Options) -> Options:
     """A copy of model_options with other transformer_options."""
     return {**model_options, "transformer_options": {**model_options["transformer_options"], **changes}}
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = False) -> ModelPatcher:
+    """A clone of `model` that records, or reads a reference, as its transformer_options say at each evaluation.
+
+    `Recording.options` and `reading` give these. `checkpointing` computes activations anew where gradients need them,
+    which takes less memory and more time. Other patches of attention and guidance are left out, weights are as they
+    are. Raises DreamCacheError if the adapter isn't one for this model.
+    """
+    adapter.check_fits(structure_of(model))
+    trainable = add_recorders(model, adapter.layers)
+    trainable.model_options = {"transformer_options": {}}
+    trainable.wrappers = {}
+    trainable.set_additional_models(KEY, [])
+    _let_blocks_read(trainable, adapter.layers)
+    if checkpointing:
+        for name, module in model.model.named_modules():
+            # Nothing before the middle block has a gradient.
+            trained = name.startswith(("diffusion_model.middle_block.", "diffusion_model.output_blocks."))
+            if trained and isinstance(module, (ResBlock, SpatialTransformer)):
+                forward = trainable.get_model_object(f"{name}.forward")
+                trainable.add_object_patch(f"{name}.forward", partial(checkpoint, forward, use_reentrant=False))
+    return trainable
+
+
+def reading(injection: Injection) -> Options:
+    """The transformer_options with which a trainable model reads the reference of `injection`."""
+    return {KEY: (injection,)}

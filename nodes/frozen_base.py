@@ -1,0 +1,100 @@
+"""The U-Net that ComfyUI runs, as the frozen base that an adapter is trained on: what is trained is what runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..dreamcache_core import Adapter, ReferenceCache
+from . import patching
+from .encode_reference import PROMPT, TIMESTEP
+
+
+class ComfyUIBase:
+    """A FrozenBase, as dreamcache_core.training describes it, of a MODEL, its VAE and its CLIP.
+
+    `adapter`: in float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: as in
+    patching.make_trainable. Raises DreamCacheError if the adapter isn't one for this model.
+    """
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        vae: comfy.sd.VAE,
+        clip: comfy.sd.CLIP,
+        adapter: Adapter,
+        precision: torch.dtype = torch.float32,
+        checkpointing: bool = False,
+    ) -> None:
+        self.device = model.load_device
+        self.structure = patching.structure_of(model)
+        self._vae = vae
+        self._clip = clip
+        self._adapter = patching.wrap_adapter(adapter)
+        self._precision = precision
+        self._patcher = patching.make_trainable(model, adapter, checkpointing)
+        self._model = self._patcher.model
+        sampling = self._patcher.get_model_object("model_sampling")
+        self.sigmas = sampling.sigmas.to(self.device)
+        self.predicts_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+        self._empty_prompt = self.encode_prompts([PROMPT])
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        return self._model.diffusion_model
+
+    def load(self) -> None:
+        """Put the U-Net where it computes, with its patches on; `unload` takes them off again."""
+        comfy.model_management.load_models_gpu([self._patcher])
+
+    def unload(self) -> None:
+        self._patcher.detach()
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        latents = self._model.process_latent_in(self._vae.encode(images.movedim(1, -1)))
+        return latents.to(self.device, torch.float32)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        contexts = [self._clip.encode_from_tokens(self._clip.tokenize(prompt)) for prompt in prompts]
+        # Long prompts have some times as many tokens as short ones. As ComfyUI does, repeat each until all are as long.
+        tokens = math.lcm(*(context.shape[1] for context in contexts))
+        return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts]).to(self.device)
+
+    def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+        sigma = self.sigmas[TIMESTEP].expand(len(latents))
+        recording = patching.Recording()
+        context = self._empty_prompt.expand(len(latents), -1, -1)
+        with torch.no_grad():
+            self._evaluate(latents + self.sigmas[TIMESTEP] * noise, sigma, context, recording.options)
+        return ReferenceCache(
+            features=recording.features,
+            base_model=self.structure.base_model,
+            layers=self._adapter.model.layers,
+            latent_size=(latents.shape[2], latents.shape[3]),
+            timestep=TIMESTEP,
+            prompt=PROMPT,
+        )
+
+    def denoise(
+        self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, cache: ReferenceCache | None
+    ) -> torch.Tensor:
+        if cache is None:
+            return self._evaluate(noised, sigma, context, {})
+        injection = patching.Injection(self._adapter, cache, paired=True)
+        return self._evaluate(noised, sigma, context, patching.reading(injection))
+
+    def _evaluate(
+        self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, options: patching.Options
+    ) -> torch.Tensor:
+        # What an inpainting model reads beside the latents: that all of the picture is to be painted.
+        concat = self._model.concat_cond(noise=noised, latent_image=noised, device=self.device)
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+            return self._model.apply_model(
+                noised, sigma, c_concat=concat, c_crossattn=context, transformer_options=options
+            )

@@ -1,0 +1,69 @@
+"""Triplets as batches: nothing is skipped or seen twice, however the work is shared out, stopped and resumed."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from dreamcache.dreamcache_core import (
+    DreamCacheError,
+    TrainingSettings,
+    Triplets,
+    make_batches,
+    open_triplets,
+    save_sample,
+)
+from PIL import Image
+
+SETTINGS = TrainingSettings(batch=4, seed=3)
+SAMPLES = 6
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> Triplets:
+    folder = tmp_path_factory.mktemp("triplets")
+    for number in range(SAMPLES):
+        picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))
+        save_sample(folder, {"generation": picture, "mask": Image.new("L", (32, 32), 255)}, f"picture {number}")
+    return open_triplets(folder)
+
+
+def steps(triplets: Triplets, count: int, **how: int) -> list:
+    return list(itertools.islice(make_batches(triplets, SETTINGS, 32, **how), count))
+
+
+def test_every_epoch_has_each_sample_once(triplets: Triplets) -> None:
+    # 3 batches of 4 are 2 epochs of 6.
+    batches = [batch for (batch,) in steps(triplets, 3)]
+    numbers = [number for batch in batches for number in batch.numbers]
+    assert numbers == list(range(12))
+    reds = torch.cat([batch.targets for batch in batches])[:, 0, 0, 0]
+    expected = torch.arange(SAMPLES) * 40 / 255
+    for epoch in (reds[:SAMPLES], reds[SAMPLES:]):
+        torch.testing.assert_close(epoch.sort().values, expected)
+    assert not torch.equal(reds[:SAMPLES], reds[SAMPLES:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_parts_and_workers_share_the_same_batches(triplets: Triplets, workers: int) -> None:
+    whole = steps(triplets, 2)
+    first, second = (steps(triplets, 2, process=process, processes=2, parts=2, workers=workers) for process in (0, 1))
+    for (batch,), shares in zip(whole, zip(first, second, strict=True), strict=True):
+        pieces = [part for share in shares for part in share]
+        assert [number for part in pieces for number in part.numbers] == list(batch.numbers)
+        assert torch.equal(torch.cat([part.targets for part in pieces]), batch.targets)
+        assert torch.equal(torch.cat([part.references for part in pieces]), batch.references)
+        assert [prompt for part in pieces for prompt in part.prompts] == list(batch.prompts)
+
+
+def test_later_steps_are_the_same_when_begun_with(triplets: Triplets) -> None:
+    (later,) = steps(triplets, 1, first_step=2)
+    (_, _, third) = steps(triplets, 3)
+    assert later[0].numbers == third[0].numbers
+    assert torch.equal(later[0].references, third[0].references)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(triplets: Triplets) -> None:
+    with pytest.raises(DreamCacheError, match="choose a multiple of 3"):
+        make_batches(triplets, SETTINGS, 32, processes=3)

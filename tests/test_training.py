@@ -1,0 +1,296 @@
+"""Training an adapter on the very U-Net that ComfyUI runs: what changes, what doesn't, and that nothing is lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from dreamcache.dreamcache_core import (
+    Adapter,
+    Batch,
+    DreamCacheError,
+    Trainer,
+    TrainingSettings,
+    denoising_loss,
+    draw,
+    load_checkpoint,
+    newest_checkpoint,
+    resume,
+    run,
+    save_checkpoint,
+    select_layers,
+    untrained_adapter,
+)
+from dreamcache.nodes import patching
+from dreamcache.nodes.frozen_base import ComfyUIBase
+from miniature import models
+
+SETTINGS = TrainingSettings(steps=6, batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
+
+
+def new_adapter(structure: str = "sd15") -> Adapter:
+    unet = patching.structure_of(models.unet_patcher(structure))
+    adapter = Adapter(select_layers(unet.layers), unet.base_model)
+    adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
+    return adapter
+
+
+def new_trainer(structure: str = "sd15", settings: TrainingSettings = SETTINGS, **how) -> Trainer:
+    adapter = new_adapter(structure)
+    base = ComfyUIBase(models.unet_patcher(structure), models.vae(), models.clip(structure), adapter, **how)
+    base.load()
+    return Trainer(base, adapter, settings)
+
+
+def base_of(trainer: Trainer) -> ComfyUIBase:
+    assert isinstance(trainer.base, ComfyUIBase)
+    return trainer.base
+
+
+def pictures(numbers: Iterable[int], size: int = 64) -> torch.Tensor:
+    noise = (torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(number)) for number in numbers)
+    return torch.nn.functional.interpolate(torch.stack(list(noise)), size=size, mode="bilinear")
+
+
+def batch(step: int, size: int = 4, first: int = 0) -> Batch:
+    numbers = range(step * size + first, (step + 1) * size)
+    references = pictures(range(1000 + numbers.start, 1000 + numbers.stop))
+    return Batch(numbers, pictures(numbers), references, [f"picture {number}" for number in numbers])
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.adapter.parameters()])
+
+
+def test_gradients_through_the_injection_agree_with_finite_differences() -> None:
+    """In float64, along a random direction of all of the adapter's weights, each sample with a reference of its own."""
+    model = models.unet_patcher("sd15", dtype=torch.float64)
+    adapter = new_adapter().double()
+    trainable = patching.make_trainable(model, adapter)
+    trainable.patch_model()
+    torch.manual_seed(0)
+    features = {layer.name: torch.randn(2, layer.channels, 3, 4, dtype=torch.float64) for layer in adapter.layers}
+    cache = patching.ReferenceCache(features, adapter.base_model, adapter.layers, (24, 32), timestep=1, prompt="")
+    injection = patching.Injection(patching.wrap_adapter(adapter), cache, paired=True)
+    x, context, weight = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((4, 8, 8), (7, 48), (4, 8, 8)))
+    timesteps = torch.tensor([10, 600])
+
+    def value() -> torch.Tensor:
+        predicted = model.model.diffusion_model(x, timesteps, context, transformer_options=patching.reading(injection))
+        return (predicted * weight).sum()
+
+    parameters: list[torch.Tensor] = list(adapter.requires_grad_().parameters())
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+    gradients = torch.autograd.grad(value(), parameters)
+    slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True))
+
+    def moved(distance: float) -> torch.Tensor:
+        with torch.no_grad():
+            torch._foreach_add_(parameters, directions, alpha=distance)
+            result = value()
+            torch._foreach_add_(parameters, directions, alpha=-distance)
+        return result
+
+    step = 1e-6
+    torch.testing.assert_close((moved(step) - moved(-step)) / (2 * step), slope, rtol=1e-6, atol=0)
+    trainable.unpatch_model()
+
+
+def test_an_untrained_adapter_changes_nothing() -> None:
+    model = models.unet_patcher("sd15")
+    adapter = untrained_adapter(patching.structure_of(model), seed=1)
+    base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter)
+    base.load()
+    latents = base.encode_images(pictures(range(2)))
+    cache = base.cache(latents, torch.zeros_like(latents))
+    sigma, context = base.sigmas[[100, 900]], base.encode_prompts(["a dog", ""])
+    with torch.no_grad():
+        plain, reading = (base.denoise(latents, sigma, context, read) for read in (None, cache))
+    torch.testing.assert_close(reading, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_adapter_changes() -> None:
+    trainer = new_trainer()
+    unet = base_of(trainer).unet
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    adapter_before = {name: tensor.clone() for name, tensor in trainer.adapter.state_dict().items()}
+    for step in range(2):
+        assert math.isfinite(trainer.train([batch(step)]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    changed = {name for name, tensor in trainer.adapter.state_dict().items() if not tensor.equal(adapter_before[name])}
+    assert changed == set(adapter_before)
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    trainer = new_trainer()
+    unet = base_of(trainer).unet
+    base_of(trainer).unload()
+    assert all(getattr(module.forward, "__func__", None) is type(module).forward for module in unet.modules())
+
+
+def test_the_caching_pass_of_training_is_that_of_encode_reference() -> None:
+    trainer = new_trainer()
+    images = pictures(range(2))
+    latents, noise = trainer.base.encode_images(images), torch.randn(2, 4, 8, 8)
+    ours = trainer.base.cache(latents, noise)
+    model, clip = models.unet_patcher("sd15"), models.clip("sd15")
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    theirs = patching.encode_reference(model, models.vae().encode(images.movedim(1, -1)), noise, conditioning, 1, "")
+    for layer in trainer.adapter.layers:
+        torch.testing.assert_close(ours.features[layer.name], theirs.features[layer.name], rtol=1e-4, atol=1e-4)
+
+
+def test_each_sample_reads_its_own_reference_as_it_would_alone() -> None:
+    trainer = new_trainer()
+    whole = denoising_loss(trainer.base, batch(0), SETTINGS)
+    alone = [denoising_loss(trainer.base, batch(0, size=1, first=0), SETTINGS)]
+    torch.testing.assert_close(whole[:1], torch.cat(alone), rtol=1e-4, atol=1e-4)
+    swapped = batch(0)
+    swapped = Batch(swapped.numbers, swapped.targets, swapped.references.flip(0), swapped.prompts)
+    assert ((denoising_loss(trainer.base, swapped, SETTINGS) - whole).abs() > 1e-4).all()
+
+
+@pytest.mark.parametrize("structure", ["sd15", "sd21_v"])
+def test_the_loss_is_the_textbooks(structure: str) -> None:
+    """The mean square of what the U-Net's own output lacks to ε, or to v = √ᾱ·ε − √(1−ᾱ)·x₀."""
+    trainer, samples = new_trainer(structure), batch(0)
+    base = base_of(trainer)
+    latents = base.encode_images(samples.targets)
+    timesteps, noise, reference_noise = draw(samples.numbers, latents.shape[1:], len(base.sigmas), SETTINGS.seed)
+    signal = (1 + base.sigmas[timesteps] ** 2).rsqrt().reshape(-1, 1, 1, 1)
+    rest = (1 - signal**2).sqrt()
+    target = noise if structure == "sd15" else signal * noise - rest * latents
+
+    cache = base.cache(base.encode_images(samples.references), reference_noise)
+    injection = patching.Injection(patching.wrap_adapter(trainer.adapter), cache, paired=True)
+    context = base.encode_prompts(samples.prompts)
+    options = patching.reading(injection)
+    with torch.no_grad():
+        output = base.unet(signal * latents + rest * noise, timesteps, context, transformer_options=options)
+        loss = denoising_loss(base, samples, SETTINGS)
+        textbook = (output - target).square().flatten(1).mean(1)
+        torch.testing.assert_close(loss, textbook, rtol=1e-3, atol=0)
+        min_snr = denoising_loss(base, samples, replace(SETTINGS, min_snr=5.0))
+    snr = base.sigmas[timesteps] ** -2
+    weight = snr.clamp(max=5.0) / (snr if structure == "sd15" else snr + 1)
+    torch.testing.assert_close(min_snr, textbook * weight, rtol=1e-3, atol=0)
+
+
+def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
+    whole, cut, checkpointed = new_trainer(), new_trainer(), new_trainer(checkpointing=True)
+    first = whole.train([batch(0)])
+    halves = batch(0)
+    parts = [
+        Batch(halves.numbers[part], halves.targets[part], halves.references[part], halves.prompts[part])
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert cut.train(parts) == pytest.approx(first, rel=1e-4)
+    assert checkpointed.train([batch(0)]) == pytest.approx(first, rel=1e-5)
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights(checkpointed), weights(whole), rtol=0, atol=1e-4)
+
+
+def test_training_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
+    straight, stopped = new_trainer(), new_trainer()
+    batches = [[batch(step)] for step in range(SETTINGS.steps)]
+    losses = [progress.loss for progress in run(straight, batches, tmp_path / "straight", every=100)]
+    assert len(losses) == SETTINGS.steps
+    # Stopped after a step that no checkpoint was written for.
+    first = [progress.loss for progress in run(stopped, batches[:5], tmp_path / "stopped", every=2)]
+    assert first == losses[:5]
+
+    resumed = new_trainer()
+    assert resume(resumed, tmp_path / "stopped") == 4
+    rest = [progress.loss for progress in run(resumed, batches[4:], tmp_path / "stopped", every=2)]
+    assert rest == losses[4:]
+    assert torch.equal(weights(resumed), weights(straight))
+    for ours, theirs in zip(
+        resumed.averaged_adapter().parameters(), straight.averaged_adapter().parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def train_to_the_end(folder: Path) -> None:
+    """In a process of its own, which may be killed."""
+    trainer = new_trainer(settings=replace(SETTINGS, steps=30))
+    done = resume(trainer, folder)
+    for _ in run(trainer, ([batch(step)] for step in range(done, 30)), folder, every=1):
+        pass
+
+
+def test_training_that_is_killed_at_any_moment_ends_as_if_it_were_not(tmp_path: Path) -> None:
+    def start(folder: Path) -> subprocess.Popen:
+        script = f"import conftest, pathlib, test_training as t; t.train_to_the_end(pathlib.Path({str(folder)!r}))"
+        return subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent)
+
+    assert start(tmp_path / "straight").wait(300) == 0
+    random = Random(1)
+    for _ in range(3):
+        process = start(tmp_path / "killed")
+        before = newest_checkpoint(tmp_path / "killed")
+        while newest_checkpoint(tmp_path / "killed") == before and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+    assert start(tmp_path / "killed").wait(300) == 0
+
+    straight, killed = load_checkpoint(tmp_path / "straight"), load_checkpoint(tmp_path / "killed")
+    assert straight
+    assert killed
+    assert killed["step"] == 30
+    for name, tensor in straight["adapter"].items():
+        assert torch.equal(killed["adapter"][name], tensor)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_changes_nothing(tmp_path: Path) -> None:
+    trainer = new_trainer()
+    bad = batch(2)
+    bad.targets[0] = float("nan")
+    steps = run(trainer, [[batch(0)], [batch(1)], [bad]], tmp_path, every=2)
+    next(steps), next(steps)
+    before = weights(trainer)
+    with pytest.raises(DreamCacheError, match=r"loss of step 3 is not a number: resume from step_000000002.checkpoint"):
+        next(steps)
+    assert torch.equal(weights(trainer), before)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        newest = save_checkpoint(tmp_path, {"step": step, "tensor": torch.full((100,), float(step))})
+    assert len(list(tmp_path.iterdir())) == 2
+    newest.write_bytes(newest.read_bytes()[:200])
+    state = load_checkpoint(tmp_path)
+    assert state
+    assert state["step"] == 2
+    assert load_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("only root can mount a disk")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Path) -> None:
+    save_checkpoint(small_disk, {"step": 1, "tensor": torch.zeros(100_000)})
+    with pytest.raises(DreamCacheError, match=r"disk of .* is full .* resume from step_000000001.checkpoint"):
+        save_checkpoint(small_disk, {"step": 2, "tensor": torch.zeros(400_000)})
+    state = load_checkpoint(small_disk)
+    assert state
+    assert state["step"] == 1
+    with pytest.raises(DreamCacheError, match=r"has 1 MB left and training needs 12 MB"):
+        resume(new_trainer(), small_disk)
