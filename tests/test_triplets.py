@@ -277,20 +277,22 @@ def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
     assert save(tmp_path, 1) == tmp_path / "00001" / "00001000_generation.png"
 
 
-def save_many(folder: Path, writer: int, start: Barrier) -> None:
+def save_many(folder: Path, writer: int, count: int, start: Barrier) -> None:
     start.wait()
-    for number in range(100):
+    for number in range(count):
         save_sample(folder, {"generation": picture(1), "mask": mask()}, f"{writer} {number}")
 
 
 def test_processes_that_write_into_one_folder_lose_nothing_though_one_is_killed(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(4)
-    writers = [fork.Process(target=save_many, args=(tmp_path, writer, start)) for writer in range(3)]
+    # The last would write until the disk is full, and is in the midst of it when it is killed.
+    counts = (100, 100, 10**9)
+    writers = [fork.Process(target=save_many, args=(tmp_path, *one, start)) for one in enumerate(counts)]
     for writer in writers:
         writer.start()
     start.wait()
-    while not list(tmp_path.rglob("*_generation.png")):
+    while not list(tmp_path.glob("00000/*_generation.png")):
         time.sleep(0.01)
     writers[2].kill()
     for writer in writers:
