@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .errors import DreamCacheError
 
@@ -23,14 +22,15 @@ def write_file(path: Path, kind: str, version: int, header: Header, tensors: Map
     """Write `tensors` under a `dreamcache.<kind>` header, whole or not at all."""
     metadata = {"format": f"dreamcache.{kind}", "version": str(version), "header": json.dumps(header)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not by safetensors' own `save_file`, whose files nobody but their owner may read.
+    content = save(contiguous, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        save_file(contiguous, temporary, metadata=metadata)
-        Path(temporary).replace(path)
+        partial.write_bytes(content)
+        partial.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

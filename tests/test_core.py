@@ -85,6 +85,9 @@ def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch
     loaded = load_adapter(tmp_path / "adapter.safetensors").adapter
     assert loaded.layers == adapter.layers
     assert loaded.base_model == adapter.base_model
+    (tmp_path / "another").touch()
+    # Others may read it, as they may any file: a models folder is often shared.
+    assert (tmp_path / "adapter.safetensors").stat().st_mode == (tmp_path / "another").stat().st_mode
     for name, tensor in adapter.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert loaded.state_dict()[name].dtype == dtype
