@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from comfyui_server import ComfyUIServer, Prompt
 from environment import DEV, ROOT, enter
-from workflow_prompt import load_prompt, set_inputs
+from workflow_prompt import basic_prompt, set_inputs
 
 BASE = DEV / "full_size"
 SEED = 1
-WORKFLOW = ROOT / "workflows" / "dreamcache_basic.json"
-PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 SIZES = ((512, 512, 1), (512, 512, 2), (520, 456, 1))
 
 
@@ -69,10 +67,7 @@ def measure(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> l
 def workflow(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> Prompt:
     """The shipped workflow on the photograph, for pictures of `size` (width, height, batch)."""
     width, height, batch = size
-    prompt = load_prompt(WORKFLOW, server.object_info())
-    set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=models)
-    set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=models)
-    set_inputs(prompt, "LoadImage", image=server.upload_image(PHOTOGRAPH))
+    prompt = basic_prompt(server, checkpoint=models, adapter=models)
     set_inputs(prompt, "EmptyLatentImage", width=width, height=height, batch_size=batch)
     return prompt
 

@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from comfyui_server import ComfyUIServer, WorkflowError
 from environment import DEV, ROOT, enter
+from workflow_prompt import BASIC, PHOTOGRAPH, basic_prompt, set_inputs
 
-WORKFLOW = ROOT / "workflows" / "dreamcache_basic.json"
-PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 BASE = DEV / "personalise"
 MODELS = BASE / "models"
 SEED = 1
@@ -23,22 +23,16 @@ SEED = 1
 def main() -> None:
     options = _options()
     environment = enter()
-    from comfyui_server import ComfyUIServer, WorkflowError
-    from workflow_prompt import load_prompt, set_inputs
-
     checkpoint, adapter = _place_models(options.checkpoint, options.adapter)
     print("Starting ComfyUI …", flush=True)
     with ComfyUIServer(environment, {"dreamcache": ROOT}, base=BASE, arguments=options.arguments) as server:
         print(f"ComfyUI runs at {server.url}, and writes to {server.log}.")
-        prompt = load_prompt(WORKFLOW, server.object_info())
-        set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=checkpoint)
-        set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=adapter)
-        set_inputs(prompt, "LoadImage", image=server.upload_image(options.photograph))
+        prompt = basic_prompt(server, checkpoint, adapter, options.photograph)
         set_inputs(prompt, "KSampler", seed=SEED, steps=options.steps)
         if options.prompt:
             (sampler,) = (node for node in prompt.values() if node["class_type"] == "KSampler")
             prompt[sampler["inputs"]["positive"][0]]["inputs"]["text"] = options.prompt
-        print(f"Drawing the subject of {options.photograph.name} through {WORKFLOW.name} …", flush=True)
+        print(f"Drawing the subject of {options.photograph.name} through {BASIC.name} …", flush=True)
         try:
             result = server.run(prompt, on_progress=lambda bar: print(f"  {bar}", flush=True), timeout=3600)
         except WorkflowError as error:

@@ -16,9 +16,9 @@ ENVIRONMENT = enter()
 from comfyui_server import ComfyUIServer  # noqa: E402
 from front_end import WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
+from workflow_prompt import PHOTOGRAPH  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
-PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 CLOSE_UPS = {
     "dreamcache_basic": {
         "DreamCacheEncodeReference": "encode_reference.png",

@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_server import Prompt
+from comfyui_server import ComfyUIServer, Prompt
+from environment import ROOT
+
+BASIC = ROOT / "workflows" / "dreamcache_basic.json"
+PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 
 
 def load_prompt(path: Path, object_info: Mapping[str, Any]) -> Prompt:
@@ -34,6 +38,15 @@ def set_inputs(prompt: Prompt, class_type: str, **inputs: Any) -> None:
     for node in prompt.values():
         if node["class_type"] == class_type:
             node["inputs"] |= inputs
+
+
+def basic_prompt(server: ComfyUIServer, checkpoint: str, adapter: str, photograph: Path = PHOTOGRAPH) -> Prompt:
+    """The prompt of the basic workflow, for files that the server has and a photograph that it is given."""
+    prompt = load_prompt(BASIC, server.object_info())
+    set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=checkpoint)
+    set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=adapter)
+    set_inputs(prompt, "LoadImage", image=server.upload_image(photograph))
+    return prompt
 
 
 def _widgets(definition: Mapping[str, Any], values: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -12,9 +12,9 @@ from comfyui_server import ComfyUIServer, Result
 from dreamcache.dreamcache_core import open_triplets, to_tensor
 from graph import Graph, Link, failure
 from PIL import Image
+from workflow_prompt import PHOTOGRAPH
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 SIZE = 64
 WHITE, BLACK = 0xFFFFFF, 0
 SEED = 1

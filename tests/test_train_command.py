@@ -11,6 +11,7 @@ import pytest
 from dreamcache.dreamcache_core import load_adapter, save_sample
 from generated_weights import write_models
 from PIL import Image
+from workflow_prompt import PHOTOGRAPH
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("triplets")
-    picture = Image.open(full_size.PHOTOGRAPH)
+    picture = Image.open(PHOTOGRAPH)
     mask = Image.new("L", picture.size, 0)
     mask.paste(255, (80, 15, 480, 390))
     for prompt in ("a coffee cup", "a cup of coffee on a table"):
