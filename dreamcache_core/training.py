@@ -6,6 +6,7 @@ else. So a run that was stopped goes on exactly as it would have, and so do seve
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -182,10 +183,10 @@ class Trainer:
 
     def averaged_adapter(self) -> Adapter:
         """A copy of the adapter with its averaged weights, which is what one keeps."""
-        copy = Adapter(self.adapter.layers, self.adapter.base_model).requires_grad_(False)
-        for parameter, averaged in zip(copy.parameters(), self._averaged, strict=True):
-            parameter.data = averaged.clone()
-        return copy.eval()
+        adapter = copy.deepcopy(self.adapter).requires_grad_(False)
+        for parameter, averaged in zip(adapter.parameters(), self._averaged, strict=True):
+            parameter.copy_(averaged)
+        return adapter.eval()
 
     def state(self) -> dict[str, Any]:
         """All that must be kept for training to go on exactly as it would have; see `restore`."""

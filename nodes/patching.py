@@ -60,10 +60,8 @@ def encode_reference(
     structure = structure_of(model)
     layers = select_layers(structure.layers, STAGES)
     recording = Recording()
-    unpatched = add_recorders(model, layers)
+    unpatched = _with_recorders_only(model, layers)
     unpatched.model_options = {"transformer_options": recording.options}
-    unpatched.wrappers = {}
-    unpatched.set_additional_models(KEY, [])
 
     guider = comfy.samplers.CFGGuider(unpatched)
     guider.inner_set_conds({"positive": conditioning})
@@ -102,9 +100,15 @@ class Recording:
         return {_RECORDING_KEY: self}
 
 
-def add_recorders(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> ModelPatcher:
-    """A clone of `model` that records what enters `layers` when an evaluation's options say so."""
+def _with_recorders_only(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> ModelPatcher:
+    """A clone of `model` that records what enters `layers` when an evaluation's options say so.
+
+    Other patches of attention and guidance are left out; weights are as they are.
+    """
     model = model.clone()
+    model.model_options = {"transformer_options": {}}
+    model.wrappers = {}
+    model.set_additional_models(KEY, [])
     for layer in layers:
         name = f"diffusion_model.{layer.name}.forward"
         model.add_object_patch(name, partial(_record, model.get_model_object(name), layer.name))
@@ -311,10 +315,7 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
     are. Raises DreamCacheError if the adapter isn't one for this model.
     """
     adapter.check_fits(structure_of(model))
-    trainable = add_recorders(model, adapter.layers)
-    trainable.model_options = {"transformer_options": {}}
-    trainable.wrappers = {}
-    trainable.set_additional_models(KEY, [])
+    trainable = _with_recorders_only(model, adapter.layers)
     _let_blocks_read(trainable, adapter.layers)
     if checkpointing:
         for name, module in model.model.named_modules():

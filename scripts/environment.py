@@ -48,7 +48,7 @@ def enter() -> Environment:
         os.execv(environment.python, [str(environment.python), *sys.orig_argv[1:]])
     if str(environment.comfyui) not in sys.path:
         # First, for ComfyUI has a module `nodes`, as this repository has a folder.
-        sys.path[:0] = [str(environment.comfyui)]
+        sys.path.insert(0, str(environment.comfyui))
         sys.path.append(str(ROOT))
     from comfy.cli_args import args
 

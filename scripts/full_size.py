@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from comfyui_server import ComfyUIServer, Prompt
 from environment import DEV, ROOT, enter
-from workflow_prompt import basic_prompt, set_inputs
+from workflow_prompt import basic_prompt, set_inputs, without_reference
 
 BASE = DEV / "full_size"
 SEED = 1
@@ -69,16 +69,6 @@ def workflow(server: ComfyUIServer, models: str, size: tuple[int, int, int]) -> 
     width, height, batch = size
     prompt = basic_prompt(server, checkpoint=models, adapter=models)
     set_inputs(prompt, "EmptyLatentImage", width=width, height=height, batch_size=batch)
-    return prompt
-
-
-def without_reference(prompt: Prompt) -> Prompt:
-    """The same prompt with Apply DreamCache bypassed, as the front end bypasses a node."""
-    ((number, apply),) = ((key, node) for key, node in prompt.items() if node["class_type"] == "ApplyDreamCache")
-    for node in prompt.values():
-        node["inputs"] = {
-            name: apply["inputs"]["model"] if value == [number, 0] else value for name, value in node["inputs"].items()
-        }
     return prompt
 
 

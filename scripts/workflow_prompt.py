@@ -49,6 +49,16 @@ def basic_prompt(server: ComfyUIServer, checkpoint: str, adapter: str, photograp
     return prompt
 
 
+def without_reference(prompt: Prompt) -> Prompt:
+    """The same prompt with Apply DreamCache bypassed, as the front end bypasses a node."""
+    ((number, apply),) = ((key, node) for key, node in prompt.items() if node["class_type"] == "ApplyDreamCache")
+    for node in prompt.values():
+        node["inputs"] = {
+            name: apply["inputs"]["model"] if value == [number, 0] else value for name, value in node["inputs"].items()
+        }
+    return prompt
+
+
 def _widgets(definition: Mapping[str, Any], values: list[Any]) -> Iterator[tuple[str, Any]]:
     remaining = iter(values)
     inputs = {**definition["input"].get("required", {}), **definition["input"].get("optional", {})}

@@ -15,7 +15,7 @@ from comfyui_server import ComfyUIServer
 from generated_weights import write_models
 from graph import Graph
 from PIL import Image
-from workflow_prompt import set_inputs
+from workflow_prompt import set_inputs, without_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ def test_a_size_that_is_no_multiple_of_64_keeps_every_promise(full_size_server) 
         # `run` is no input of the node's, but keeps the server from answering with what it has made before.
         set_inputs(prompt, "KSampler", steps=1, run=run)
         set_inputs(prompt, "ApplyDreamCache", strength=strength)
-        prompt = prompt if reference else full_size.without_reference(prompt)
+        prompt = prompt if reference else without_reference(prompt)
         (decoder,) = (node for node in prompt.values() if node["class_type"] == "VAEDecode")
         undecoded = {number: node for number, node in prompt.items() if node["class_type"] != "SaveImage"}
         return Graph(server, undecoded).latents(decoder["inputs"]["samples"], timeout=1200)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from comfyui_server import ComfyUIServer, Prompt
 from dreamcache.dreamcache_core import open_triplets
-from full_size import without_reference
 from graph import adapter_file
 from miniature import models
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
-from workflow_prompt import load_prompt, set_inputs
+from workflow_prompt import load_prompt, set_inputs, without_reference
 
 TRIPLETS = Path(__file__).resolve().parents[1] / "workflows" / "dreamcache_make_triplets.json"
 WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
