@@ -11,6 +11,7 @@ from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
 from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
+from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, load_reference_cache
 from .reference_image import resize_to_area, subject_box, subject_on_white
 from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
@@ -21,6 +22,7 @@ __all__ = [
     "DEFAULT_STAGES",
     "STAGES",
     "SUFFIXES",
+    "VERSION",
     "Adapter",
     "AdapterFile",
     "AdapterLayer",
@@ -30,6 +32,7 @@ __all__ = [
     "DreamCacheError",
     "FrozenBase",
     "Progress",
+    "Provenance",
     "ReferenceCache",
     "Stage",
     "Trainer",
@@ -44,6 +47,7 @@ __all__ = [
     "denoising_loss",
     "draw",
     "epoch_order",
+    "hash_weights",
     "load_adapter",
     "load_checkpoint",
     "load_reference_cache",
@@ -62,5 +66,6 @@ __all__ = [
     "subject_on_white",
     "to_image",
     "to_tensor",
+    "trained_adapter",
     "untrained_adapter",
 ]

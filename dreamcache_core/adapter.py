@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, Stage, TransformerLayer, UNetStructure, select_layers
+from .provenance import Provenance
 
 # (query, key, value, heads) → attended, all (batch, tokens, channels).
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -74,12 +75,20 @@ class Adapter(nn.Module):
     """The adapter of one base model. State keys read `output_blocks.4.1.to_q.weight`.
 
     `layers`: the layers it sits on. `base_model`: the family it was trained for, in words, as UNetStructure has it.
+    `provenance`: its trainings, one after the other, as far as they are known.
     """
 
-    def __init__(self, layers: Sequence[TransformerLayer], base_model: str, operations: Any = nn) -> None:
+    def __init__(
+        self,
+        layers: Sequence[TransformerLayer],
+        base_model: str,
+        operations: Any = nn,
+        provenance: Sequence[Provenance] = (),
+    ) -> None:
         super().__init__()
         self.layers = tuple(layers)
         self.base_model = base_model
+        self.provenance = tuple(provenance)
         for layer in self.layers:
             *parents, leaf = layer.name.split(".")
             parent: nn.Module = self

@@ -15,6 +15,7 @@ from .adapter import Adapter
 from .errors import DreamCacheError
 from .files import read_header, read_tensors, write_file
 from .layers import TransformerLayer
+from .provenance import Provenance
 
 FILE_KIND = "adapter"
 FILE_VERSION = 1
@@ -47,16 +48,22 @@ class AdapterFile:
 
     @property
     def description(self) -> str:
-        """What was found, in two lines for the person at the graph."""
+        """What was found, in a few lines for the person at the graph."""
         adapter = self.adapter
         names = ", ".join(layer.name for layer in adapter.layers)
-        return f"{self.format}, for {adapter.base_model}, {adapter.parameter_count:,} parameters\nlayers: {names}"
+        lines = [f"{self.format}, for {adapter.base_model}, {adapter.parameter_count:,} parameters", f"layers: {names}"]
+        return "\n".join([*lines, *(training.description for training in adapter.provenance)])
 
 
-def save_adapter(path: Path, adapter: Adapter) -> None:
-    """Write an adapter in this project's format."""
-    header = {"base_model": adapter.base_model, "layers": [layer.to_json() for layer in adapter.layers]}
-    write_file(path, FILE_KIND, FILE_VERSION, header, adapter.state_dict())
+def save_adapter(path: Path, adapter: Adapter, precision: torch.dtype | None = None) -> None:
+    """Write an adapter in this project's format, with its provenance; in the precision it has, or in another."""
+    header = {
+        "base_model": adapter.base_model,
+        "layers": [layer.to_json() for layer in adapter.layers],
+        "provenance": [training.to_json() for training in adapter.provenance],
+    }
+    tensors = {name: tensor.to(precision or tensor.dtype) for name, tensor in adapter.state_dict().items()}
+    write_file(path, FILE_KIND, FILE_VERSION, header, tensors)
 
 
 def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
@@ -75,7 +82,9 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is not None:
         layers = tuple(TransformerLayer(**layer) for layer in header["layers"])
-        return AdapterFile(_build(path, layers, header["base_model"], tensors, operations), "DreamCache adapter")
+        adapter = _build(path, layers, header["base_model"], tensors, operations)
+        adapter.provenance = tuple(map(Provenance.from_json, header.get("provenance", ())))
+        return AdapterFile(adapter, "DreamCache adapter")
     tensors = _from_authors(path, tensors)
     layers = tuple(
         TransformerLayer(

@@ -64,7 +64,8 @@ def _train(core: Any, options: argparse.Namespace, settings: Any) -> None:
             flush=True,
         )
         if progress.step % options.every == 0 or progress.step == settings.steps:
-            core.save_adapter(options.output / "adapter.safetensors", trainer.averaged_adapter())
+            trained = core.trained_adapter(trainer, base.weights_hash, len(triplets))
+            core.save_adapter(options.output / "adapter.safetensors", trained)
     print(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
 
 

@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..dreamcache_core import Adapter, ReferenceCache
+from ..dreamcache_core import Adapter, ReferenceCache, hash_weights
 from . import patching
 from .encode_reference import PROMPT, TIMESTEP
 
@@ -48,6 +48,12 @@ class ComfyUIBase:
     @property
     def unet(self) -> torch.nn.Module:
         return self._model.diffusion_model
+
+    @property
+    def weights_hash(self) -> str:
+        """hash_weights of the U-Net as its file has it, whatever LoRAs are on it."""
+        weights = self._patcher.get_key_patches("diffusion_model.")
+        return hash_weights({name: versions[0][0] for name, versions in weights.items()})
 
     def load(self) -> None:
         """Put the U-Net where it computes, with its patches on; `unload` takes them off again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,12 @@ import pytest
 import torch
 from dreamcache.dreamcache_core import (
     STAGES,
+    VERSION,
     Adapter,
     DreamCacheError,
+    Provenance,
     ReferenceCache,
+    hash_weights,
     load_adapter,
     load_reference_cache,
     resize_to_area,
@@ -91,6 +96,45 @@ def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch
     for name, tensor in adapter.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert loaded.state_dict()[name].dtype == dtype
+
+
+def test_a_saved_adapter_tells_of_its_trainings(structure, tmp_path: Path) -> None:
+    trainings = Provenance("0123456789abcdef", 200_000, 48, 400_000), Provenance("fedcba9876543210", 500, 4, 30, "0.9")
+    adapter = Adapter(select_layers(structure.layers), structure.base_model, provenance=trainings)
+    save_adapter(tmp_path / "adapter.safetensors", adapter, torch.float16)
+    loaded = load_adapter(tmp_path / "adapter.safetensors")
+    assert loaded.adapter.provenance == trainings
+    assert loaded.description.splitlines()[2:] == [
+        f"trained 200,000 steps of 48 on 400,000 triplets, with the base model 0123456789ab, by DreamCache {VERSION}",
+        "trained 500 steps of 4 on 30 triplets, with the base model fedcba987654, by DreamCache 0.9",
+    ]
+    assert {tensor.dtype for tensor in loaded.adapter.state_dict().values()} == {torch.float16}
+    assert {tensor.dtype for tensor in adapter.state_dict().values()} == {torch.float32}
+
+
+def test_an_adapter_file_without_provenance_loads(structure, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, Adapter(select_layers(structure.layers), structure.base_model))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    header = {name: value for name, value in json.loads(metadata["header"]).items() if name != "provenance"}
+    save_file(tensors, path, metadata={**metadata, "header": json.dumps(header)})
+    loaded = load_adapter(path)
+    assert loaded.adapter.provenance == ()
+    assert len(loaded.description.splitlines()) == 2
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1] == VERSION  # type: ignore[index]
+
+
+def test_a_models_hash_is_the_same_in_half_precision_and_another_after_any_change() -> None:
+    weights = {f"layer{number}.weight": torch.randn(100, 7) for number in range(3)}
+    halved = {name: tensor.half() for name, tensor in reversed(weights.items())}
+    assert hash_weights(halved) == hash_weights(weights)
+    moved = {**weights, "layer1.weight": weights["layer1.weight"] * 1.01}
+    renamed = {name.replace("2", "3"): tensor for name, tensor in weights.items()}
+    assert len({hash_weights(weights), hash_weights(moved), hash_weights(renamed)}) == 3
 
 
 def test_a_saved_cache_loads_as_it_was(cache: ReferenceCache, tmp_path: Path) -> None:
