@@ -7,6 +7,7 @@ from .adapter import Adapter, AdapterLayer, Attention, attend, untrained_adapter
 from .adapter_file import SUFFIXES, AdapterFile, load_adapter, save_adapter
 from .batches import make_batches
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from .contact_sheet import contact_sheet
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
 from .pictures import to_image, to_tensor
@@ -44,6 +45,7 @@ __all__ = [
     "attend",
     "choose_line",
     "combine_words",
+    "contact_sheet",
     "denoising_loss",
     "draw",
     "epoch_order",
