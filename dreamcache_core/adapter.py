@@ -108,6 +108,14 @@ class Adapter(nn.Module):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def with_operations(self, operations: Any) -> Adapter:
+        """An adapter of the same weights, the very tensors, whose layers are a host's, without gradients."""
+        # On the meta device, because the weights are there: nothing is drawn at random only to be replaced.
+        with torch.device("meta"):
+            adapter = Adapter(self.layers, self.base_model, operations)
+        adapter.load_state_dict(self.state_dict(), assign=True)
+        return adapter.requires_grad_(False).eval()
+
     def check_fits(self, structure: UNetStructure) -> None:
         """Raise DreamCacheError unless every layer of the adapter is in this U-Net, with the same width and heads."""
         if not set(self.layers) <= set(structure.layers):

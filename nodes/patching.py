@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
@@ -161,6 +162,11 @@ def wrap_adapter(adapter: Adapter) -> ModelPatcher:
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+
+
+def wrap_for_drawing(adapter: Adapter) -> ModelPatcher:
+    """The same of an adapter in training, which computes in float32; drawing casts it to what the model computes in."""
+    return wrap_adapter(adapter.with_operations(comfy.ops.manual_cast))
 
 
 def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:

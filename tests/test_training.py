@@ -32,6 +32,7 @@ from dreamcache.dreamcache_core import (
 )
 from dreamcache.nodes import patching
 from dreamcache.nodes.frozen_base import ComfyUIBase
+from dreamcache.nodes.samples import SampleSettings, draw_samples
 from miniature import models
 
 SETTINGS = TrainingSettings(steps=6, batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
@@ -198,6 +199,30 @@ def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
     assert checkpointed.train([batch(0)]) == pytest.approx(first, rel=1e-5)
     torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-4)
     torch.testing.assert_close(weights(checkpointed), weights(whole), rtol=0, atol=1e-4)
+
+
+def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
+    (reference,) = pictures([7]).movedim(1, -1)
+    settings = SampleSettings(steps=2, resolution=64)
+
+    def train(draws: bool) -> tuple[Trainer, list[torch.Tensor]]:
+        model, vae, clip, adapter = models.unet_patcher("sd15"), models.vae(), models.clip("sd15"), new_adapter()
+        base = ComfyUIBase(model, vae, clip, adapter)
+        base.load()
+        trainer = Trainer(base, adapter, SETTINGS)
+        drawn: list[torch.Tensor] = []
+        for step in range(3):
+            trainer.train([batch(step)])
+            if draws:
+                averaged = patching.wrap_for_drawing(trainer.averaged_adapter())
+                drawn += draw_samples(model, clip, vae, averaged, ["a dog"], [reference], settings)
+                base.load()
+        return trainer, drawn
+
+    (straight, _), (drawing, (first, second, third)) = train(draws=False), train(draws=True)
+    assert torch.equal(weights(drawing), weights(straight))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
 
 
 def test_training_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Samples: what a person at the graph would draw with a model, an adapter and a reference, drawn without a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from . import patching
+from .encode_reference import TIMESTEP, DreamCacheEncodeReference
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What KSampler and Empty Latent Image are given. `resolution`: side of pictures, and of references as the model
+    reads them. `seed`: of each sample, so that it is the same whatever others are drawn with it.
+    """
+
+    seed: int = 0
+    steps: int = 20
+    cfg: float = 7.0
+    resolution: int = 512
+    negative: str = ""
+    sampler: str = "euler"
+    scheduler: str = "normal"
+
+
+@torch.no_grad()
+def draw_samples(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    adapter: ModelPatcher,
+    prompts: Sequence[str],
+    references: Sequence[torch.Tensor | None],
+    settings: SampleSettings,
+) -> Iterator[torch.Tensor]:
+    """A picture of each prompt with the reference of its number: (height, width, 3), float32, 0…1, on the CPU.
+
+    `adapter`: as Adapter Loader or patching.wrap_for_drawing gives it. `references`: (height, width, 3), 0…1; None
+    draws what the model draws without one. A training whose U-Net this is must load it again before its next step.
+    """
+    side = settings.resolution
+    channels = model.get_model_object("latent_format").latent_channels
+    latent = torch.zeros(1, channels, side // 8, side // 8, device=comfy.model_management.intermediate_device())
+    negative = _encode(clip, settings.negative)
+    for prompt, reference in zip(prompts, references, strict=True):
+        reading = model
+        if reference is not None:
+            cache = DreamCacheEncodeReference.execute(
+                model, vae, reference.unsqueeze(0), clip, timestep=TIMESTEP, seed=0, resolution=side
+            )[0]
+            reading = patching.inject(model, patching.Injection(adapter, cache))
+        samples = comfy.sample.sample(
+            reading,
+            comfy.sample.prepare_noise(latent, settings.seed),
+            settings.steps,
+            settings.cfg,
+            settings.sampler,
+            settings.scheduler,
+            _encode(clip, prompt),
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=settings.seed,
+        )
+        yield vae.decode(samples)[0].float().cpu()
+
+
+def _encode(clip: comfy.sd.CLIP, prompt: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
