@@ -112,7 +112,7 @@ class Adapter(nn.Module):
         """An adapter of the same weights, the very tensors, whose layers are a host's, without gradients."""
         # On the meta device, because the weights are there: nothing is drawn at random only to be replaced.
         with torch.device("meta"):
-            adapter = Adapter(self.layers, self.base_model, operations)
+            adapter = Adapter(self.layers, self.base_model, operations, self.provenance)
         adapter.load_state_dict(self.state_dict(), assign=True)
         return adapter.requires_grad_(False).eval()
 

@@ -9,8 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, UNetStructure, resize_to_area, subject_on_white
+from ..dreamcache_core import DreamCacheError, resize_to_area, subject_on_white
 from . import patching
+from .checks import check_clip, check_prompt_width, check_vae
 from .pictures import in_colours, masks_of
 from .types import CATEGORY, ReferenceCacheType
 
@@ -93,8 +94,11 @@ class DreamCacheEncodeReference(io.ComfyNode):
     ) -> io.NodeOutput:
         structure = patching.structure_of(model)
         reference = _prepare(image, mask, resolution)
-        conditioning = _encode_prompt(clip, structure)
-        latent = _encode_image(vae, model, reference)
+        check_clip(clip)
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+        check_prompt_width(conditioning[0][0].shape[-1], structure)
+        check_vae(vae, model)
+        latent = vae.encode(reference)
         noise = comfy.sample.prepare_noise(latent, seed)
         return io.NodeOutput(patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT))
 
@@ -111,28 +115,3 @@ def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) ->
             f"There are {masks} masks for {len(image)} images: connect one mask for all, or one for each image."
         )
     return subject_on_white(image, masks_of(image, mask), resolution)
-
-
-def _encode_prompt(clip: comfy.sd.CLIP | None, structure: UNetStructure) -> list:
-    if clip is None:
-        raise DreamCacheError("The CLIP is missing: the checkpoint has none, so load one with Load CLIP.")
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    width = conditioning[0][0].shape[-1]
-    if width != structure.context_dim:
-        raise DreamCacheError(
-            f"The CLIP makes prompts {width} wide and the model reads {structure.context_dim}: connect the CLIP of the "
-            "model's own checkpoint."
-        )
-    return conditioning
-
-
-def _encode_image(vae: comfy.sd.VAE | None, model: ModelPatcher, image: torch.Tensor) -> torch.Tensor:
-    if vae is None:
-        raise DreamCacheError("The VAE is missing: the checkpoint has none, so load one with Load VAE.")
-    channels = model.get_model_object("latent_format").latent_channels
-    if vae.latent_channels != channels:
-        raise DreamCacheError(
-            f"The VAE makes latents of {vae.latent_channels} channels and the model reads {channels}: connect the VAE "
-            "of the model's own checkpoint."
-        )
-    return vae.encode(image)

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..dreamcache_core import Adapter, ReferenceCache, hash_weights
 from . import patching
+from .checks import check_clip, check_prompt_width, check_vae
 from .encode_reference import PROMPT, TIMESTEP
 
 
@@ -20,7 +21,7 @@ class ComfyUIBase:
     """A FrozenBase, as dreamcache_core.training describes it, of a MODEL, its VAE and its CLIP.
 
     `adapter`: in float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: as in
-    patching.make_trainable. Raises DreamCacheError if the adapter isn't one for this model.
+    patching.make_trainable. Raises DreamCacheError if adapter, VAE or CLIP isn't one for this model.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class ComfyUIBase:
     ) -> None:
         self.device = model.load_device
         self.structure = patching.structure_of(model)
+        check_vae(vae, model)
+        check_clip(clip)
         self._vae = vae
         self._clip = clip
         self._adapter = patching.wrap_adapter(adapter)
@@ -43,7 +46,9 @@ class ComfyUIBase:
         sampling = self._patcher.get_model_object("model_sampling")
         self.sigmas = sampling.sigmas.to(self.device)
         self.predicts_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
-        self._empty_prompt = self.encode_prompts([PROMPT])
+        with torch.no_grad():
+            self._empty_prompt = self.encode_prompts([PROMPT])
+        check_prompt_width(self._empty_prompt.shape[-1], self.structure)
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -56,8 +61,10 @@ class ComfyUIBase:
         return hash_weights({name: versions[0][0] for name, versions in weights.items()})
 
     def load(self) -> None:
-        """Put the U-Net where it computes, with its patches on; `unload` takes them off again."""
-        comfy.model_management.load_models_gpu([self._patcher])
+        """Put the U-Net where it computes, with its patches on, if it isn't there; `unload` takes them off again."""
+        if not self._patcher.is_injected or self._model.model_lowvram:
+            # All of it: weights that come in one by one share their memory, and the backward pass needs them later.
+            comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
 
     def unload(self) -> None:
         self._patcher.detach()
@@ -73,6 +80,8 @@ class ComfyUIBase:
         return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts]).to(self.device)
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+        # VAE or CLIP may have taken its place.
+        self.load()
         sigma = self.sigmas[TIMESTEP].expand(len(latents))
         recording = patching.Recording()
         context = self._empty_prompt.expand(len(latents), -1, -1)

@@ -20,7 +20,7 @@ import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch.utils.checkpoint import checkpoint
 
 from ..dreamcache_core import (
@@ -321,8 +321,11 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
     are. Raises DreamCacheError if the adapter isn't one for this model.
     """
     adapter.check_fits(structure_of(model))
-    trainable = _with_recorders_only(model, adapter.layers)
+    # Dynamic VRAM lends weights memory for a moment only, and the backward pass needs them later.
+    trainable = _with_recorders_only(model.clone(disable_dynamic=True), adapter.layers)
     _let_blocks_read(trainable, adapter.layers)
+    weights = _DifferentiableWeights()
+    trainable.set_injections(KEY, [PatcherInjection(weights.put_on, weights.take_off)])
     if checkpointing:
         for name, module in model.model.named_modules():
             # Nothing before the middle block has a gradient.
@@ -331,6 +334,30 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
                 forward = trainable.get_model_object(f"{name}.forward")
                 trainable.add_object_patch(f"{name}.forward", partial(checkpoint, forward, use_reentrant=False))
     return trainable
+
+
+class _DifferentiableWeights:
+    """Puts others on the same memory in place of weights that were loaded in inference mode, as ComfyUI's nodes load
+    them: those can't be kept for a backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._originals: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
+
+    @torch.inference_mode(False)
+    def put_on(self, model: ModelPatcher) -> None:
+        for module in model.model.diffusion_model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.is_inference():
+                    shared = torch.empty(0, dtype=weight.dtype, device=weight.device)
+                    shared.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+                    self._originals.append((module, name, weight))
+                    setattr(module, name, torch.nn.Parameter(shared, requires_grad=False))
+
+    def take_off(self, _: ModelPatcher) -> None:
+        for original in self._originals:
+            setattr(*original)
+        self._originals.clear()
 
 
 def reading(injection: Injection) -> Options:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import comfy.model_patcher
+import comfy.sd
 import pytest
 import torch
 from dreamcache.dreamcache_core import (
@@ -35,6 +37,8 @@ from dreamcache.nodes.frozen_base import ComfyUIBase
 from dreamcache.nodes.samples import SampleSettings, draw_samples
 from miniature import models
 
+Models = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, comfy.sd.CLIP]
+
 SETTINGS = TrainingSettings(steps=6, batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
 
 
@@ -55,6 +59,12 @@ def new_trainer(structure: str = "sd15", settings: TrainingSettings = SETTINGS, 
 def base_of(trainer: Trainer) -> ComfyUIBase:
     assert isinstance(trainer.base, ComfyUIBase)
     return trainer.base
+
+
+@pytest.fixture
+def models_of_a_node() -> Models:
+    with torch.inference_mode():
+        return models.unet_patcher("sd15"), models.vae(), models.clip("sd15")
 
 
 def pictures(numbers: Iterable[int], size: int = 64) -> torch.Tensor:
@@ -137,6 +147,34 @@ def test_nothing_is_left_on_the_model() -> None:
     unet = base_of(trainer).unet
     base_of(trainer).unload()
     assert all(getattr(module.forward, "__func__", None) is type(module).forward for module in unet.modules())
+
+
+def test_models_loaded_in_inference_mode_are_trained_on_as_others(models_of_a_node: Models) -> None:
+    """As ComfyUI's nodes load them: autograd itself would refuse their weights."""
+    model, vae, clip = models_of_a_node
+    originals = list(model.model.parameters())
+    assert all(weight.is_inference() for weight in originals)
+    adapter = new_adapter()
+    base = ComfyUIBase(model, vae, clip, adapter)
+    base.load()
+    trainer, usual = Trainer(base, adapter, SETTINGS), new_trainer()
+    assert trainer.train([batch(0)]) == usual.train([batch(0)])
+    assert torch.equal(weights(trainer), weights(usual))
+    base.unload()
+    assert all(weight is original for weight, original in zip(model.model.parameters(), originals, strict=True))
+
+
+def test_the_hash_of_a_base_model_is_that_of_its_file(models_of_a_node: Models) -> None:
+    """Whatever LoRAs are on the model, and wherever it is loaded."""
+    model, vae, clip = models_of_a_node
+    with_lora, _ = comfy.sd.load_lora_for_models(model, None, models.lora("sd15"), 1.0, 1.0)
+    base = ComfyUIBase(with_lora, vae, clip, new_adapter())
+    before = base.weights_hash
+    base.load()
+    assert base.weights_hash == before == base_of(new_trainer()).weights_hash
+    other = ComfyUIBase(models.unet_patcher("sd15", seed=models.SEED + 1), vae, clip, new_adapter())
+    assert other.weights_hash != before
+    base.unload()
 
 
 def test_the_caching_pass_of_training_is_that_of_encode_reference() -> None:
