@@ -9,6 +9,7 @@ from .nodes.adapter_loader import DreamCacheAdapterLoader, register_models_folde
 from .nodes.apply import ApplyDreamCache
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.prompt_source import DreamCachePromptSource
+from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_triplet import DreamCacheSaveTriplet
 
 # Help pages: web/docs/<node id>.md.
@@ -28,6 +29,7 @@ class DreamCacheExtension(ComfyExtension):
             ApplyDreamCache,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
+            DreamCacheSaveAdapter,
         ]
 
 

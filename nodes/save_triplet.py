@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core import DreamCacheError, save_sample, subject_box, to_image
+from .folders import is_inside, output_folder
+from .on_node import show_text
 from .pictures import in_colours, masks_of
 from .types import TRAINING_CATEGORY
 
@@ -48,7 +49,7 @@ class DreamCacheSaveTriplet(io.ComfyNode):
     @override
     def validate_inputs(cls, folder: str | None) -> bool | str:
         # None: the name comes from another node.
-        return True if folder is None or _is_inside_output(folder) else _outside(folder)
+        return True if folder is None or is_inside(output_folder(), folder) else _outside(folder)
 
     @classmethod
     @override
@@ -60,36 +61,20 @@ class DreamCacheSaveTriplet(io.ComfyNode):
         folder: str,
         reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if not _is_inside_output(folder):
+        if not is_inside(output_folder(), folder):
             raise DreamCacheError(_outside(folder))
         if not prompt.strip():
             raise DreamCacheError("The prompt is empty: connect the text that the picture was drawn from.")
         _check_counts(image, mask, reference)
-        output = folder_paths.get_output_directory()
-        saved, skipped = _save(Path(output, folder), image, mask, prompt, reference)
+        output = output_folder()
+        saved, skipped = _save(output / folder, image, mask, prompt, reference)
         text = _in_words(saved, skipped)
-        cls._show(text)
+        show_text(cls, text)
         images = [
             {"filename": path.name, "subfolder": path.parent.relative_to(output).as_posix(), "type": "output"}
             for path in saved
         ]
         return io.NodeOutput(ui={"images": images, "text": [text]})
-
-    @classmethod
-    def _show(cls, text: str) -> None:
-        """Show a text on the node, as long as the graph is open."""
-        # Here, for it brings in the whole server, which those who only import the pack don't run.
-        from server import PromptServer
-
-        if cls.hidden.unique_id:
-            PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
-
-
-def _is_inside_output(folder: str) -> bool:
-    output = folder_paths.get_output_directory()
-    if Path(folder).is_absolute() or not folder_paths.is_within_directory(output, str(Path(output, folder))):
-        return False
-    return Path(output, folder).resolve() != Path(output).resolve()
 
 
 def _outside(folder: str) -> str:
