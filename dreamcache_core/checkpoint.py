@@ -53,13 +53,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("*.checkpoint"), default=None)
 
 
-def check_room(folder: Path, state: Mapping[str, Any]) -> None:
-    """Raise DreamCacheError unless the disk has room for the checkpoints that are kept, and one that is being written.
+def room_needed(state: Mapping[str, Any]) -> int:
+    """Bytes of the checkpoints that are kept, and of one that is being written.
 
-    Called before the first step, when the optimiser has no memory yet: in the end it has two numbers for each weight.
+    `state`: as it is before the first step too, when the optimiser hasn't its two numbers for each weight yet.
     """
-    weights = sum(tensor.nbytes for tensor in state["adapter"].values())
-    needed, free = (KEPT + 1) * 4 * weights, shutil.disk_usage(folder).free
+    return (KEPT + 1) * 4 * sum(tensor.nbytes for tensor in state["adapter"].values())
+
+
+def check_room(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raise DreamCacheError unless the disk has the room that checkpoints need."""
+    needed, free = room_needed(state), shutil.disk_usage(folder).free
     if free < needed:
         raise DreamCacheError(
             f"The disk of {folder} has {free / 2**20:,.0f} MB left and training needs {needed / 2**20:,.0f} MB there "

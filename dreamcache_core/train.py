@@ -2,71 +2,125 @@
 
     python -m dreamcache_core.train --comfyui ~/ComfyUI --checkpoint sd15.safetensors --data triplets --output trained
 
-Run again, it goes on where it stopped. `--help` lists the settings; `--config` takes them from a JSON file.
+Run again, it goes on where it stopped. `--help` lists the settings; `--config` takes them from a JSON file. On several
+GPUs or machines: `accelerate launch -m dreamcache_core.train …`.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from .training import TrainingSettings
+from .adapter import untrained_adapter
+from .adapter_file import save_adapter
+from .batches import make_batches
+from .errors import DreamCacheError
+from .estimate import describe, measure
+from .processes import Processes, join_processes
+from .provenance import trained_adapter
+from .training import Trainer, TrainingSettings, resume, run
+from .training_log import TrainingLog
+from .triplets import Triplets, open_triplets
 
 PACK = Path(__file__).resolve().parents[1]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAMPLES = 4
 
 
 def main() -> None:
     options = _options()
-    # Of the pack as ComfyUI imports it, whose core is another copy of this one.
-    core: Any = _import_pack(options.comfyui, options.cpu).dreamcache_core
-    settings = core.TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
+    cpu = options.cpu or not torch.cuda.is_available()
     try:
-        _train(core, options, settings)
-    except core.DreamCacheError as error:
+        processes = join_processes(cpu)
+    except DreamCacheError as error:
+        sys.exit(str(error))
+    pack = import_pack(options.comfyui, cpu)
+    # The pack's copy of this module, for the nodes use the pack's copy of the core.
+    importlib.import_module(f"{pack.__name__}.dreamcache_core.train").train(options, processes)
+
+
+def train(options: argparse.Namespace, processes: Processes) -> None:
+    """The command, in the pack as ComfyUI imports it. What goes wrong ends it with a sentence."""
+    try:
+        _train(options, processes)
+    except DreamCacheError as error:
         sys.exit(str(error))
 
 
-def _train(core: Any, options: argparse.Namespace, settings: Any) -> None:
+def _train(options: argparse.Namespace, processes: Processes) -> None:
     import comfy.sd
 
-    frozen_base = importlib.import_module(f"{core.__package__.partition('.')[0]}.nodes.frozen_base")
-    triplets = core.open_triplets(options.data)
-    print(triplets.description)
-    print(f"Loading {options.checkpoint} …", flush=True)
+    from ..nodes import patching
+    from ..nodes.frozen_base import ComfyUIBase
+    from ..nodes.samples import SampleSettings, SampleSheet
+
+    settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
+    say: Callable[[str], None] = partial(print, flush=True) if processes.is_main else lambda text: None
+    triplets = open_triplets(options.data)
+    say(triplets.description)
+    say(f"Loading {options.checkpoint} …")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
-    adapter = core.untrained_adapter(frozen_base.patching.structure_of(model), settings.seed).to(model.load_device)
-    print(f"{adapter.parameter_count:,} parameters for {adapter.base_model}")
-    base = frozen_base.ComfyUIBase(
-        model, vae, clip, adapter, PRECISIONS[options.precision], checkpointing=options.checkpointing
-    )
+    adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
+    say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}, trained by {processes.count} processes")
+    base = ComfyUIBase(model, vae, clip, adapter, PRECISIONS[options.precision], checkpointing=options.checkpointing)
     base.load()
-    trainer = core.Trainer(base, adapter, settings)
-    done = core.resume(trainer, options.output)
-    if done:
-        print(f"Going on after step {done:,}.")
-    batches = core.make_batches(
-        triplets, settings, options.resolution, first_step=done, parts=options.parts, workers=options.workers
+    trainer = Trainer(base, adapter, settings, processes.average)
+    batches = partial(
+        make_batches,
+        triplets,
+        settings,
+        options.resolution,
+        parts=options.parts,
+        process=processes.index,
+        processes=processes.count,
+        workers=options.workers,
     )
-    for progress in core.run(trainer, batches, options.output, options.every):
-        print(
-            f"step {progress.step:,} of {settings.steps:,}: loss {progress.loss:.4f}, learning rate "
-            f"{progress.learning_rate:.2e}, {progress.samples_per_second:.2f} samples/s",
-            flush=True,
-        )
-        if progress.step % options.every == 0 or progress.step == settings.steps:
-            trained = core.trained_adapter(trainer, base.weights_hash, len(triplets))
-            core.save_adapter(options.output / "adapter.safetensors", trained)
-    print(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
+    if options.dry_run:
+        say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
+        return
+    done = resume(trainer, options.output)
+    if done:
+        say(f"Going on after step {done:,}.")
+    steps = run(trainer, batches(first_step=done), options.output, options.every, save=processes.is_main)
+    if not processes.is_main:
+        collections.deque(steps, maxlen=0)
+        return
+    log = TrainingLog(options.output, settings.steps, done, options.tensorboard)
+    sampling = SampleSettings(steps=options.sample_steps, resolution=options.resolution)
+    sheet = SampleSheet(model, clip, vae, *_to_sample(options, triplets), sampling)
+    for progress in steps:
+        log.add_step(progress)
+        last = progress.step == settings.steps
+        if options.sample_every and (progress.step % options.sample_every == 0 or last):
+            log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
+            base.load()
+        if progress.step % options.every == 0 or last:
+            trained = trained_adapter(trainer, base.weights_hash, len(triplets))
+            save_adapter(options.output / "adapter.safetensors", trained)
+    log.close()
+    say(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
+
+
+def _to_sample(options: argparse.Namespace, triplets: Triplets) -> tuple[list[str], list[torch.Tensor]]:
+    """Prompts, of a file or of some of the data, and a reference of the data for each: (height, width, 3)."""
+    numbers = range(0, len(triplets), math.ceil(len(triplets) / SAMPLES))
+    plain = [triplets.plain(number, options.resolution) for number in numbers]
+    prompts = [triplet.prompt for triplet in plain]
+    if options.sample_prompts:
+        prompts = [line for line in options.sample_prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return prompts, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(prompts))]
 
 
 _SETTINGS = dataclasses.fields(TrainingSettings)
@@ -80,6 +134,7 @@ def _options() -> argparse.Namespace:
     required.add_argument("--data", type=Path, required=True, help="folder of triplets")
     required.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the adapter")
     parser.add_argument("--config", type=Path, help="JSON file of settings, which the command line overrides")
+    parser.add_argument("--dry-run", action="store_true", help="measure some steps, say what training takes, and stop")
     parser.add_argument("--resolution", type=int, default=512, help="side of the pictures (default: %(default)s)")
     parser.add_argument("--parts", type=int, default=1, help="cut each batch into so many parts, to save memory")
     parser.add_argument("--checkpointing", action="store_true", help="save more memory, for time")
@@ -87,6 +142,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: %(default)s)")
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    seen = parser.add_argument_group("what to see of it")
+    seen.add_argument("--tensorboard", action="store_true", help="write events to the output folder's logs")
+    seen.add_argument("--sample-every", type=int, default=0, help="steps between sheets of samples (default: none)")
+    seen.add_argument(
+        "--sample-prompts", type=Path, help="text file of prompts, one a line (default: some of the data)"
+    )
+    seen.add_argument("--sample-steps", type=int, default=20, help="of the sampler (default: %(default)s)")
     settings = parser.add_argument_group("settings")
     for field in _SETTINGS:
         kind = {"action": argparse.BooleanOptionalAction} if field.type == "bool" else {"type": type(field.default)}
@@ -103,15 +165,18 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _import_pack(comfyui: Path, cpu: bool) -> ModuleType:
-    """Import this repository as ComfyUI does with a folder of custom_nodes."""
+def import_pack(comfyui: Path, cpu: bool) -> ModuleType:
+    """Import this repository as ComfyUI does with a folder of custom_nodes, under the name `dreamcache`.
+
+    `comfyui`: its folder, which is made importable. `cpu`: whether ComfyUI leaves the GPU alone.
+    """
     if not (comfyui / "comfy").is_dir():
         sys.exit(f"{comfyui} is not a ComfyUI folder: give the one that holds its main.py.")
     # First, for ComfyUI has a module `nodes`, as this repository has a folder.
     sys.path.insert(0, str(comfyui.resolve()))
     from comfy.cli_args import args
 
-    args.cpu = cpu or not torch.cuda.is_available()
+    args.cpu = cpu
     spec = importlib.util.spec_from_file_location(
         "dreamcache", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
     )

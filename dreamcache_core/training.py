@@ -216,11 +216,14 @@ class Progress:
     samples_per_second: float
 
 
-def run(trainer: Trainer, batches: Iterable[Sequence[Batch]], folder: Path, every: int) -> Iterator[Progress]:
+def run(
+    trainer: Trainer, batches: Iterable[Sequence[Batch]], folder: Path, every: int, save: bool = True
+) -> Iterator[Progress]:
     """Train on `batches`, each in parts, up to the settings' number of steps; stop whenever nobody asks for more.
 
     Every so many steps, and after the last, a checkpoint is written to `folder`, and training goes on from the newest
-    that is there: `batches` must begin at the step that `resume` gave.
+    that is there: `batches` must begin at the step that `resume` gave. Without `save`, none is written: of several
+    processes one is enough.
     Raises DreamCacheError if the disk is too full for checkpoints, or if the loss is not a number.
     """
     settings = trainer.settings
@@ -233,7 +236,7 @@ def run(trainer: Trainer, batches: Iterable[Sequence[Batch]], folder: Path, ever
                 f"The loss of step {trainer.step + 1} is not a number: resume from "
                 f"{last.name if last else 'the start'} with a lower learning rate, or with another precision."
             )
-        if trainer.step % every == 0 or trainer.step == settings.steps:
+        if save and (trainer.step % every == 0 or trainer.step == settings.steps):
             save_checkpoint(folder, trainer.state())
         now = time.monotonic()
         rate = settings.learning_rate_at(trainer.step - 1)

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from .errors import DreamCacheError
 from .pictures import to_tensor
 from .reference_augmentation import make_reference
-from .reference_image import LATENT_PIXELS, place_on_white, resize, subject_box
+from .reference_image import LATENT_PIXELS, place_on_white, resize, subject_box, subject_on_white
 from .triplet_files import Place, SampleFiles, find_samples
 
 # How often a prompt is left empty. A reference never is: without one, the network is the frozen base model.
@@ -70,10 +70,17 @@ class Triplets:
         For a sample that turns out to be damaged the next one steps in, which is the same at each run; the log tells of
         it once. Raises DreamCacheError if all are damaged.
         """
+        return self._load(index, resolution, f"{seed}/{epoch}/{index}")
+
+    def plain(self, index: int, resolution: int) -> Triplet:
+        """The same with nothing drawn at random: the whole prompt, and the subject as Encode Reference cuts it out."""
+        return self._load(index, resolution, None)
+
+    def _load(self, index: int, resolution: int, seed: str | None) -> Triplet:
         for step in range(len(self)):
             sample = self._samples[(index + step) % len(self)]
             try:
-                return _make(sample, resolution, Random(f"{seed}/{epoch}/{index}"))
+                return _make(sample, resolution, Random(seed) if seed else None)
             except DreamCacheError as error:
                 if str(error) not in self._problems:
                     self._problems[str(error)] = None
@@ -124,10 +131,13 @@ def _some(folder: Path, samples: Sequence[SampleFiles], problems: Sequence[str])
     )
 
 
-def _make(sample: SampleFiles, resolution: int, random: Random) -> Triplet:
-    """Raises DreamCacheError with the sample's name if a file of it is damaged, or holds nothing."""
+def _make(sample: SampleFiles, resolution: int, random: Random | None) -> Triplet:
+    """`random`: None for a plain triplet.
+
+    Raises DreamCacheError with the sample's name if a file of it is damaged, or holds nothing.
+    """
     caption, picture = _read_caption(sample), _read_picture(sample.picture, f"{sample.name}: its picture")
-    prompt = "" if random.random() < EMPTY_PROMPT_PROBABILITY else caption
+    prompt = "" if random and random.random() < EMPTY_PROMPT_PROBABILITY else caption
     square = to_tensor(_centre(picture))
     if sample.reference:
         reference = to_tensor(_read_picture(sample.reference, f"{sample.name}: its reference"))
@@ -137,7 +147,10 @@ def _make(sample: SampleFiles, resolution: int, random: Random) -> Triplet:
         box = subject_box(mask)
         if box is None:
             raise DreamCacheError(f"{sample.name}: its mask is black in the square at its centre.")
-        reference = make_reference(square[box], mask[box], resolution, random)
+        if random:
+            reference = make_reference(square[box], mask[box], resolution, random)
+        else:
+            (reference,) = subject_on_white(square.unsqueeze(0), mask.unsqueeze(0), resolution)
     target = resize(square.unsqueeze(0), resolution, resolution)[0]
     return Triplet(_channels_first(target), _channels_first(reference), prompt, sample.name)
 

@@ -10,7 +10,9 @@ import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
+from PIL import Image
 
+from ..dreamcache_core import Adapter, contact_sheet, to_image
 from . import patching
 from .encode_reference import TIMESTEP, DreamCacheEncodeReference
 
@@ -70,6 +72,34 @@ def draw_samples(
             seed=settings.seed,
         )
         yield vae.decode(samples)[0].float().cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSheet:
+    """A contact sheet of the same samples whenever it is drawn. Arguments as of `draw_samples`."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    prompts: Sequence[str]
+    references: Sequence[torch.Tensor]
+    settings: SampleSettings
+
+    def draw(self, adapter: Adapter, label: str) -> Image.Image:
+        """With an adapter in training. `label`: of its column."""
+        drawn = draw_samples(
+            self.model,
+            self.clip,
+            self.vae,
+            patching.wrap_for_drawing(adapter),
+            self.prompts,
+            self.references,
+            self.settings,
+        )
+        rows = [
+            (to_image(reference), to_image(sample)) for reference, sample in zip(self.references, drawn, strict=True)
+        ]
+        return contact_sheet(rows, self.prompts, ["reference", label])
 
 
 def _encode(clip: comfy.sd.CLIP, prompt: str) -> list:

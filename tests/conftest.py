@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,28 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path.append(str(ROOT))
 
 import environment  # noqa: E402
 
-# First, for ComfyUI has a module `nodes`, as this repository has a folder.
-sys.path.insert(0, str(environment.ensure().comfyui))
+from dreamcache_core.train import import_pack  # noqa: E402
 
-from comfy.cli_args import args  # noqa: E402
-
-args.cpu = True
-
-
-def _import_pack() -> None:
-    """Import this repository as a package of its own name, as ComfyUI does with a folder of custom_nodes."""
-    spec = importlib.util.spec_from_file_location(
-        "dreamcache", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec and spec.loader
-    sys.modules["dreamcache"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-_import_pack()
+import_pack(environment.ensure().comfyui, cpu=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from dreamcache.dreamcache_core import load_adapter, save_sample
 from generated_weights import write_models
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflow_prompt import PHOTOGRAPH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,10 +39,26 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(triplets: Pa
         settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
         return subprocess.run([*command, *settings, *arguments], cwd=ROOT, capture_output=True, text=True)
 
-    first = train("--steps", "1")
+    def files() -> list[str]:
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+
+    estimate = train("--steps", "3", "--dry-run").stdout
+    assert "3 steps of 2 are 6 samples, or 3.0 epochs of 2 triplets" in estimate
+    assert re.search(r"[1-9]\.\d\d GiB between steps, [1-9]\.\d\d GiB at the peak of a step", estimate)
+    assert "disk: 1.22 GiB for checkpoints and the adapter" in estimate
+    assert not files()
+
+    first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")
     assert "2 triplets in" in first.stdout
     assert "25,207,040 parameters for SD1.x" in first.stdout
     assert "step 1 of 1: loss" in first.stdout
+    sheet = Image.open(tmp_path / "samples" / "step_000000001.png")
+    assert len(sheet.getcolors(sheet.width * sheet.height) or []) > 100
+    (events,) = (tmp_path / "logs").iterdir()
+    logged = EventAccumulator(str(events)).Reload()
+    assert logged.Tags()["scalars"] == ["loss", "learning rate", "samples per second"]
+    assert logged.Tags()["images"] == ["samples"]
+
     second = train("--steps", "2")
     assert "Going on after step 1." in second.stdout
     assert "step 2 of 2: loss" in second.stdout
