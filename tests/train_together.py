@@ -1,0 +1,56 @@
+"""A training of a miniature, in as many processes as a launcher starts: `-m train_together TRIPLETS OUTPUT STEPS`."""
+
+from __future__ import annotations
+
+import collections
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import conftest  # noqa: F401  # It imports the pack.
+from comfy.model_patcher import ModelPatcher
+from dreamcache.dreamcache_core import (
+    Adapter,
+    Trainer,
+    TrainingSettings,
+    make_batches,
+    open_triplets,
+    resume,
+    run,
+    select_layers,
+)
+from dreamcache.dreamcache_core.processes import Processes, join_processes
+from dreamcache.nodes import patching
+from dreamcache.nodes.frozen_base import ComfyUIBase
+from miniature import models
+
+SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
+
+
+def new_adapter(model: ModelPatcher) -> Adapter:
+    structure = patching.structure_of(model)
+    adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
+    return adapter
+
+
+def train(triplets: Path, output: Path, steps: int, processes: Processes) -> None:
+    settings = replace(SETTINGS, steps=steps)
+    model = models.unet_patcher("sd15")
+    adapter = new_adapter(model)
+    base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter)
+    base.load()
+    trainer = Trainer(base, adapter, settings, processes.average)
+    batches = make_batches(
+        open_triplets(triplets),
+        settings,
+        resolution=64,
+        first_step=resume(trainer, output),
+        process=processes.index,
+        processes=processes.count,
+    )
+    collections.deque(run(trainer, batches, output, every=1, save=processes.is_main), maxlen=0)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), join_processes(cpu=True))
