@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 SIZE = (80, 64)
 BOX = (25, 20, 45, 40)
 """Of the subject: a square, left half red, right half green, within the middle 64 pixels."""
-RED = torch.tensor([200, 20, 20]) / 255
+RED, GREEN = torch.tensor([200, 20, 20]) / 255, torch.tensor([20, 160, 20]) / 255
 
 
 def picture(number: int) -> Image.Image:
@@ -72,6 +72,16 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         assert torch.equal(triplet.target, to_tensor(picture(index + 1).crop((8, 0, 72, 64))).movedim(-1, 0))
         assert triplet.reference.shape == (3, 64, 64)
     assert triplets.load(0, resolution=32, seed=0, epoch=0).target.shape == (3, 32, 32)
+
+
+def test_a_plain_triplet_has_its_prompt_and_its_subject_as_encode_reference_cuts_it_out(folder: Path) -> None:
+    plain = open_triplets(folder).plain(2, resolution=100)
+    assert plain.prompt == "a flag, 旗 № 3"
+    expected = torch.ones(3, 100, 100)
+    # With a margin of a tenth.
+    expected[:, 10:90, 10:50] = RED.reshape(3, 1, 1)
+    expected[:, 10:90, 50:90] = GREEN.reshape(3, 1, 1)
+    assert (plain.reference - expected).abs().mean() < 0.02
 
 
 def test_a_tar_is_read_as_the_folder_it_was(folder: Path, tmp_path: Path) -> None:
