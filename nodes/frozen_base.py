@@ -43,6 +43,9 @@ class ComfyUIBase:
         self._precision = precision
         self._patcher = patching.make_trainable(model, adapter, checkpointing)
         self._model = self._patcher.model
+        if self._model.get_dtype_inference() not in (torch.float32, precision):
+            # Autocast takes a U-Net in float32 to its precision, and none in another.
+            self._patcher.set_model_compute_dtype(precision)
         sampling = self._patcher.get_model_object("model_sampling")
         self.sigmas = sampling.sigmas.to(self.device)
         self.predicts_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)

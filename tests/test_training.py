@@ -149,6 +149,19 @@ def test_nothing_is_left_on_the_model() -> None:
     assert all(getattr(module.forward, "__func__", None) is type(module).forward for module in unet.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_in_half_precision_is_trained_on_in_any(dtype: torch.dtype, precision: torch.dtype) -> None:
+    model, adapter = models.unet_patcher("sd15", dtype=dtype), new_adapter()
+    base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter, precision)
+    base.load()
+    assert Trainer(base, adapter, SETTINGS).train([batch(0)]) == pytest.approx(
+        new_trainer().train([batch(0)]), rel=0.01
+    )
+    base.unload()
+    assert model.model.get_dtype_inference() == dtype
+
+
 def test_models_loaded_in_inference_mode_are_trained_on_as_others(models_of_a_node: Models) -> None:
     """As ComfyUI's nodes load them: autograd itself would refuse their weights."""
     model, vae, clip = models_of_a_node
