@@ -11,6 +11,7 @@ from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_triplet import DreamCacheSaveTriplet
+from .nodes.train_adapter import DreamCacheTrainAdapter
 
 # Help pages: web/docs/<node id>.md.
 WEB_DIRECTORY = "./web"
@@ -29,6 +30,7 @@ class DreamCacheExtension(ComfyExtension):
             ApplyDreamCache,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
+            DreamCacheTrainAdapter,
             DreamCacheSaveAdapter,
         ]
 

@@ -10,12 +10,14 @@ from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .contact_sheet import contact_sheet
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
+from .loss_curve import draw_loss_curve
 from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, load_reference_cache
 from .reference_image import resize_to_area, subject_box, subject_on_white
 from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
+from .training_folder import TrainingFolder
 from .triplet_files import save_sample
 from .triplets import Triplet, Triplets, epoch_order, open_triplets
 
@@ -37,6 +39,7 @@ __all__ = [
     "ReferenceCache",
     "Stage",
     "Trainer",
+    "TrainingFolder",
     "TrainingSettings",
     "TransformerLayer",
     "Triplet",
@@ -48,6 +51,7 @@ __all__ = [
     "contact_sheet",
     "denoising_loss",
     "draw",
+    "draw_loss_curve",
     "epoch_order",
     "hash_weights",
     "load_adapter",

@@ -14,7 +14,6 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -32,11 +31,10 @@ from .processes import Processes, join_processes
 from .provenance import trained_adapter
 from .training import Trainer, TrainingSettings, resume, run
 from .training_log import TrainingLog
-from .triplets import Triplets, open_triplets
+from .triplets import open_triplets
 
 PACK = Path(__file__).resolve().parents[1]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLES = 4
 
 
 def main() -> None:
@@ -64,7 +62,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
     from ..nodes import patching
     from ..nodes.frozen_base import ComfyUIBase
-    from ..nodes.samples import SampleSettings, SampleSheet
+    from ..nodes.samples import SampleSettings, SampleSheet, to_sample
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
     say: Callable[[str], None] = partial(print, flush=True) if processes.is_main else lambda text: None
@@ -99,7 +97,8 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         return
     log = TrainingLog(options.output, settings.steps, done, options.tensorboard)
     sampling = SampleSettings(steps=options.sample_steps, resolution=options.resolution)
-    sheet = SampleSheet(model, clip, vae, *_to_sample(options, triplets), sampling)
+    prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines() if options.sample_prompts else []
+    sheet = SampleSheet(model, clip, vae, *to_sample(triplets, prompts, options.resolution), sampling)
     for progress in steps:
         log.add_step(progress)
         last = progress.step == settings.steps
@@ -111,16 +110,6 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
             save_adapter(options.output / "adapter.safetensors", trained)
     log.close()
     say(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
-
-
-def _to_sample(options: argparse.Namespace, triplets: Triplets) -> tuple[list[str], list[torch.Tensor]]:
-    """Prompts, of a file or of some of the data, and a reference of the data for each: (height, width, 3)."""
-    numbers = range(0, len(triplets), math.ceil(len(triplets) / SAMPLES))
-    plain = [triplets.plain(number, options.resolution) for number in numbers]
-    prompts = [triplet.prompt for triplet in plain]
-    if options.sample_prompts:
-        prompts = [line for line in options.sample_prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return prompts, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(prompts))]
 
 
 _SETTINGS = dataclasses.fields(TrainingSettings)

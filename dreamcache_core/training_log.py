@@ -10,6 +10,7 @@ from PIL import Image
 
 from .errors import DreamCacheError
 from .training import Progress
+from .training_folder import TrainingFolder
 
 
 class TrainingLog:
@@ -21,7 +22,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, steps: int, done: int, tensorboard: bool) -> None:
         self._steps = steps
-        self._samples = folder / "samples"
+        self._folder = TrainingFolder(folder)
         self._writer = _event_writer(folder / "logs", done) if tensorboard else None
 
     def add_step(self, progress: Progress) -> None:
@@ -36,10 +37,7 @@ class TrainingLog:
             self._writer.add_scalar("samples per second", progress.samples_per_second, progress.step)
 
     def add_sheet(self, sheet: Image.Image, step: int) -> None:
-        self._samples.mkdir(exist_ok=True)
-        path = self._samples / f"step_{step:09d}.png"
-        sheet.save(path)
-        print(f"samples: {path}", flush=True)
+        print(f"samples: {self._folder.add_sheet(sheet, step)}", flush=True)
         if self._writer:
             self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
 
-from ..dreamcache_core import Adapter, contact_sheet, to_image
+from ..dreamcache_core import Adapter, Triplets, contact_sheet, to_image
 from . import patching
 from .encode_reference import TIMESTEP, DreamCacheEncodeReference
+
+OF_TRIPLETS = 4
+"""How many samples are drawn of a training's own triplets."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class SampleSettings:
     negative: str = ""
     sampler: str = "euler"
     scheduler: str = "normal"
+
+
+def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
+    """`prompts`, or of some triplets their own if all are empty; and a reference of these triplets for each, as
+    `draw_samples` takes them.
+    """
+    numbers = range(0, len(triplets), math.ceil(len(triplets) / OF_TRIPLETS))
+    plain = [triplets.plain(number, resolution) for number in numbers]
+    chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
+    return chosen, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(chosen))]
 
 
 @torch.no_grad()

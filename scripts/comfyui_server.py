@@ -145,8 +145,12 @@ class ComfyUIServer:
             if self._process.poll() is not None:
                 raise WorkflowError(f"The server died:\n{self.log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.05)
-        self._post("/interrupt", b"", "application/json")
+        self.interrupt()
         raise WorkflowError(f"Not done after {timeout:.0f} seconds.")
+
+    def interrupt(self) -> None:
+        """Cancel the prompt that is running, whose `run` raises WorkflowError then."""
+        self._post("/interrupt", b"", "application/json")
 
     def download(self, image: Mapping[str, str], path: Path) -> Path:
         """Save one of a result's pictures."""

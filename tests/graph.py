@@ -13,9 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 from comfyui_server import ComfyUIServer, Prompt, WorkflowError
-from dreamcache.dreamcache_core import Adapter, save_adapter, select_layers
+from dreamcache.dreamcache_core import Adapter, save_adapter, save_sample, select_layers
 from dreamcache.nodes import patching
 from miniature import models
+from PIL import Image
+from workflow_prompt import PHOTOGRAPH
+
+TRIPLETS = "dreamcache_triplets/graph"
+"""A folder of ComfyUI's output folder."""
 
 _RUNS = itertools.count()
 
@@ -90,6 +95,14 @@ class Scene(Graph):
         settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "image_guidance": 1.0, "rows": "both"}
         return self.add("ApplyDreamCache", **{**inputs, **settings, **changes})
 
+    def train(self, name: str, **changes: Any) -> Link:
+        """A Train Adapter node: 4 steps on the triplets of `triplets_folder`."""
+        inputs = {"model": self.model, "vae": self.vae, "clip": self.clip, "folder": TRIPLETS, "name": name}
+        settings = {"steps": 4, "batch": 2, "resolution": 64, "learning_rate": 1e-3, "seed": 1, "warm_up": 0}
+        samples = {"sample_every": 0, "sample_prompts": ""}
+        cost = {"parts": 1, "checkpointing": False, "precision": "float32", "checkpoint_every": 100}
+        return self.add("DreamCacheTrainAdapter", **{**inputs, **settings, **samples, **cost, **changes})
+
     def sample(self, model: Link, **changes: Any) -> torch.Tensor:
         """A KSampler, run. Returns its latents."""
         return self.latents(self.sampler(model, **changes))
@@ -103,6 +116,18 @@ class Scene(Graph):
         # No input of the node's, but part of what the server knows its results by: it must not answer from memory.
         settings["test_run"] = next(_RUNS)
         return self.add("KSampler", **{**inputs, **settings, **changes})
+
+
+def triplets_folder(server: ComfyUIServer) -> Path:
+    """Three triplets, where DreamCache Save Triplet puts its own."""
+    folder = server.base / "output" / TRIPLETS
+    if not folder.is_dir():
+        for left in (0, 60, 120):
+            picture = Image.open(PHOTOGRAPH).crop((left, 0, left + 360, 360)).resize((96, 96))
+            mask = Image.new("L", picture.size, 0)
+            mask.paste(255, (10, 5, 80, 90))
+            save_sample(folder, {"generation": picture, "mask": mask}, f"a cup, {left} pixels from the left")
+    return folder
 
 
 def adapter_file(server: ComfyUIServer, structure: str) -> str:

@@ -1,0 +1,58 @@
+"""A training's losses as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 40
+_FONT_SIZE = 15
+_SINGLE, _SMOOTH, _LINES = "#b8cbe6", "#1f5fbf", "#dddddd"
+
+
+def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """The loss of each step so far, of all `steps`: pale as it was, and dark the mean of its neighbourhood.
+
+    A loss depends most of all on how noisy its samples were, so that single ones say little.
+    """
+    width, height = size
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(_FONT_SIZE)
+    box = (_MARGIN + 15, _MARGIN, width - _MARGIN // 2, height - _MARGIN)
+    left, top, right, bottom = box
+    smooth = _smooth(losses)
+    # Single losses that are far off don't flatten the rest.
+    highest = float(max(np.quantile(losses, 0.98), smooth.max())) * 1.05 if losses else 1.0
+
+    def place(number: int, loss: float) -> tuple[float, float]:
+        x = left + (right - left) * (number + 1) / steps
+        return x, bottom - (bottom - top) * min(loss / highest, 1.0)
+
+    for part in range(5):
+        y = bottom - (bottom - top) * part / 4
+        draw.line((left, y, right, y), _LINES)
+        draw.text((left - 5, y), f"{highest * part / 4:.2g}", "black", font, anchor="rm")
+    draw.text((left, bottom + 8), "0", "black", font, anchor="lt")
+    draw.text((right, bottom + 8), f"step {steps:,}", "black", font, anchor="rt")
+    if losses:
+        for values, colour, thickness in ((losses, _SINGLE, 1), (smooth, _SMOOTH, 3)):
+            # At most as many points as there are pixels.
+            stride = max(1, len(values) // (right - left))
+            points = [place(number, values[number]) for number in range(0, len(values), stride)]
+            draw.line([*points, place(len(values) - 1, values[-1])], colour, thickness, joint="curve")
+    title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if losses else "loss"
+    draw.text((left, top - 12), title, "black", font, anchor="lb")
+    return image
+
+
+def _smooth(losses: Sequence[float]) -> np.ndarray:
+    """The mean of each loss and of those around it, a twentieth of all."""
+    values = np.asarray(losses, dtype=np.float64)
+    reach = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    numbers = np.arange(len(values))
+    first, last = np.maximum(numbers - reach, 0), np.minimum(numbers + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)

@@ -1,0 +1,306 @@
+"""DreamCache Train Adapter: triplets become an adapter, on the very model that draws with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from typing_extensions import override
+
+from ..dreamcache_core import (
+    Adapter,
+    DreamCacheError,
+    Trainer,
+    TrainingFolder,
+    TrainingSettings,
+    draw_loss_curve,
+    hash_weights,
+    make_batches,
+    open_triplets,
+    resume,
+    run,
+    save_checkpoint,
+    to_tensor,
+    trained_adapter,
+    untrained_adapter,
+)
+from . import patching
+from .folders import is_inside, output_folder
+from .frozen_base import ComfyUIBase
+from .on_node import show_text
+from .samples import SampleSettings, SampleSheet, to_sample
+from .training_display import TrainingDisplay
+from .types import TRAINING_CATEGORY, AdapterType
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TRAININGS = "dreamcache_training"
+"""Where trainings are kept, in ComfyUI's output folder."""
+_PIXELS = 8
+"""Of a picture, in each direction, that a latent pixel stands for."""
+
+
+class DreamCacheTrainAdapter(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheTrainAdapter",
+            display_name="DreamCache Train Adapter",
+            category=TRAINING_CATEGORY,
+            description="Trains an adapter for your model on triplets. Cancelled, it goes on when it is queued again.",
+            search_aliases=["train", "fine-tune", "training", "create adapter"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will draw with the adapter: SD1.x or SD2.x."),
+                io.Vae.Input("vae", tooltip="The VAE of that model."),
+                io.Clip.Input("clip", tooltip="The CLIP of that model."),
+                io.String.Input(
+                    "folder",
+                    default="dreamcache_triplets/my_subjects",
+                    tooltip="What to train on: the folder in ComfyUI's output folder that DreamCache Save Triplet "
+                    "writes to, or the whole path of any other.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_adapter",
+                    tooltip="Of this training, which is kept in output/dreamcache_training. Under the same name it "
+                    "goes on where it stopped; another name begins anew.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=10_000,
+                    min=1,
+                    max=10_000_000,
+                    tooltip="How many steps to take in all. Raise it to train on. The paper took 200,000 of 48.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=4,
+                    min=1,
+                    max=4096,
+                    tooltip="Triplets of each step. More of them learn more steadily, and take longer.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of the square pictures. Take the size that the model was trained at.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-4,
+                    min=0.0,
+                    max=0.1,
+                    step=1e-6,
+                    round=1e-9,
+                    tooltip="The paper's: 0.0001.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    # A new seed after each run would begin another training.
+                    control_after_generate=False,
+                    tooltip="Of the first weights, of the order of the triplets and of all noise.",
+                ),
+                io.Int.Input(
+                    "sample_every",
+                    default=500,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Steps between samples, pictures drawn with what has been learnt so far. 0 draws none.",
+                ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    placeholder="prompts of samples, one a line",
+                    tooltip="A sample is drawn of each, with the subject of one of the triplets. Without any, four are "
+                    "drawn of triplets' own prompts.",
+                ),
+                io.Int.Input(
+                    "parts",
+                    default=1,
+                    min=1,
+                    max=4096,
+                    tooltip="Cut each batch into so many parts, which takes less memory and the same steps.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=False,
+                    tooltip="Compute activations anew in place of keeping them: still less memory, and more time.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="bfloat16",
+                    tooltip="What the model computes in. The adapter's own weights are kept in float32.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "warm_up",
+                    default=500,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Steps in which the learning rate rises to its full value.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=500,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Steps between checkpoints. A crash loses no more than these; cancelling loses none.",
+                    advanced=True,
+                ),
+                AdapterType.Input(
+                    "adapter",
+                    optional=True,
+                    tooltip="Begin with this adapter, trained before, in place of an untrained one. It stays as it is.",
+                ),
+            ],
+            outputs=[
+                AdapterType.Output("adapter", tooltip="For Apply DreamCache and DreamCache Save Adapter."),
+                io.Image.Output("loss_curve", tooltip="The loss of each step, and their mean."),
+                io.Image.Output("samples", tooltip="The newest tables of samples, each with its references."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, name: str | None, resolution: int | None) -> bool | str:
+        # None: the value comes from another node.
+        if name is not None and not is_inside(_trainings(), name):
+            return _no_name(name)
+        return True if resolution is None or not resolution % _PIXELS else _no_resolution(resolution)
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: comfy.sd.VAE,
+        clip: comfy.sd.CLIP,
+        folder: str,
+        name: str,
+        steps: int,
+        batch: int,
+        resolution: int,
+        learning_rate: float,
+        seed: int,
+        sample_every: int,
+        sample_prompts: str,
+        parts: int,
+        checkpointing: bool,
+        precision: str,
+        warm_up: int,
+        checkpoint_every: int,
+        adapter: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
+        if not is_inside(_trainings(), name):
+            raise DreamCacheError(_no_name(name))
+        if resolution % _PIXELS:
+            raise DreamCacheError(_no_resolution(resolution))
+        triplets = open_triplets(output_folder() / Path(folder).expanduser())
+        settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
+        kept = TrainingFolder(_trainings() / name)
+        # ComfyUI runs nodes in inference mode, in which there are no gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            new = _first_weights(model, adapter, seed)
+            base = ComfyUIBase(model, vae, clip, new, PRECISIONS[precision], checkpointing)
+            kept.begin(
+                {
+                    "model": base.weights_hash,
+                    "adapter": hash_weights(new.state_dict()) if adapter else "untrained",
+                    "folder": folder,
+                    "batch": batch,
+                    "resolution": resolution,
+                    "seed": seed,
+                }
+            )
+            trainer = Trainer(base, new, settings)
+            to_draw = to_sample(triplets, sample_prompts.splitlines(), resolution)
+            samples = SampleSheet(model, clip, vae, *to_draw, SampleSettings(resolution=resolution))
+            done = resume(trainer, kept.path)
+            losses = kept.losses(done)
+            display = TrainingDisplay(cls, settings, kept.sheets(done))
+            batches = make_batches(triplets, settings, resolution, first_step=done, parts=parts)
+            try:
+                base.load()
+                for progress in run(trainer, _read_ahead(batches), kept.path, checkpoint_every):
+                    losses.append(progress.loss)
+                    kept.add_loss(progress.loss)
+                    if sample_every and (progress.step % sample_every == 0 or progress.step == steps):
+                        display.sheet = samples.draw(trainer.averaged_adapter(), f"step {progress.step:,}")
+                        kept.add_sheet(display.sheet, progress.step)
+                        base.load()
+                    display.show(progress, losses)
+            except comfy.model_management.InterruptProcessingException:
+                save_checkpoint(kept.path, trainer.state())
+                raise
+            except OSError as error:
+                raise DreamCacheError(
+                    f"{kept.path} could not be written to: {error.strerror}; make room, and queue this again to go on."
+                ) from error
+            finally:
+                base.unload()
+            trained = trained_adapter(trainer, base.weights_hash, len(triplets)).cpu()
+        show_text(cls, f"Trained {trainer.step:,} steps on {triplets.description}")
+        sheets = [to_tensor(sheet) for sheet in kept.sheets(trainer.step)]
+        return io.NodeOutput(
+            patching.wrap_for_drawing(trained),
+            to_tensor(draw_loss_curve(losses, max(steps, trainer.step))).unsqueeze(0),
+            # Without samples, the nodes that would show them don't run.
+            torch.stack(sheets) if sheets else ExecutionBlocker(None),
+        )
+
+
+def _trainings() -> Path:
+    return output_folder() / TRAININGS
+
+
+def _no_name(name: str) -> str:
+    return f'"{name}" is no name for a folder inside {_trainings()}: write one such as my_adapter.'
+
+
+def _no_resolution(resolution: int) -> str:
+    return f"A resolution of {resolution} is no multiple of {_PIXELS}: take {resolution // _PIXELS * _PIXELS}."
+
+
+def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int) -> Adapter:
+    """What training begins with, where the model computes: a copy of `adapter`, or an untrained one."""
+    structure = patching.structure_of(model)
+    if adapter is None:
+        return untrained_adapter(structure, seed).to(model.load_device)
+    given: Adapter = adapter.model
+    given.check_fits(structure)
+    with torch.device("meta"):
+        copy = Adapter(given.layers, given.base_model, provenance=given.provenance)
+    copy.to_empty(device=model.load_device).load_state_dict(given.state_dict())
+    return copy
+
+
+Item = TypeVar("Item")
+
+
+def _read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, each made in another thread while the one before is in use. They must have no end."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = pool.submit(next, items)
+            yield item
