@@ -8,6 +8,7 @@ from .adapter_file import SUFFIXES, AdapterFile, load_adapter, save_adapter
 from .batches import make_batches
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .contact_sheet import contact_sheet
+from .disk_cache import DiskCache, fingerprint
 from .errors import DreamCacheError
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
 from .loss_curve import draw_loss_curve
@@ -32,6 +33,7 @@ __all__ = [
     "Attention",
     "Batch",
     "ChosenPrompt",
+    "DiskCache",
     "DreamCacheError",
     "FrozenBase",
     "Progress",
@@ -53,6 +55,7 @@ __all__ = [
     "draw",
     "draw_loss_curve",
     "epoch_order",
+    "fingerprint",
     "hash_weights",
     "load_adapter",
     "load_checkpoint",

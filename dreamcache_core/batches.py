@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .disk_cache import fingerprint
 from .errors import DreamCacheError
 from .training import Batch, TrainingSettings
 from .triplets import Triplet, Triplets, epoch_order
@@ -75,4 +76,7 @@ def _batch(samples: Sequence[tuple[int, Triplet]]) -> Batch:
         targets=torch.stack([triplet.target for triplet in triplets]),
         references=torch.stack([triplet.reference for triplet in triplets]),
         prompts=[triplet.prompt for triplet in triplets],
+        # Made here, for this runs in the workers.
+        target_keys=[fingerprint({"": triplet.target}) for triplet in triplets],
+        reference_keys=[None if triplet.augmented else fingerprint({"": triplet.reference}) for triplet in triplets],
     )

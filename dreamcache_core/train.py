@@ -25,6 +25,7 @@ import torch
 from .adapter import untrained_adapter
 from .adapter_file import save_adapter
 from .batches import make_batches
+from .disk_cache import DiskCache
 from .errors import DreamCacheError
 from .estimate import describe, measure
 from .processes import Processes, join_processes
@@ -72,7 +73,10 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
     adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}, trained by {processes.count} processes")
-    base = ComfyUIBase(model, vae, clip, adapter, PRECISIONS[options.precision], checkpointing=options.checkpointing)
+    disk_cache = DiskCache(options.cache_latents) if options.cache_latents else None
+    base = ComfyUIBase(
+        model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
+    )
     base.load()
     trainer = Trainer(base, adapter, settings, processes.average)
     batches = partial(
@@ -129,6 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true", help="save more memory, for time")
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: %(default)s)")
+    parser.add_argument("--cache-latents", type=Path, help="folder that keeps latents and prompts for later epochs")
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     seen = parser.add_argument_group("what to see of it")

@@ -34,8 +34,11 @@ class FrozenBase(Protocol):
     sigmas: torch.Tensor
     predicts_v: bool
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, height, width), 0…1 → latents (batch, 4, height / 8, width / 8), as the U-Net reads them."""
+    def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
+        """(batch, 3, height, width), 0…1 → latents (batch, 4, height / 8, width / 8), as the U-Net reads them.
+
+        `keys`: as in Batch, for a base that keeps the latents of pictures that come again.
+        """
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -57,13 +60,16 @@ class FrozenBase(Protocol):
 class Batch:
     """Samples of one step, and their numbers in the whole course of training.
 
-    `targets`, `references`: (batch, 3, height, width) float32, 0…1.
+    `targets`, `references`: (batch, 3, height, width) float32, 0…1. `target_keys`, `reference_keys`: a fingerprint of
+    each that comes again in later epochs, None for one that doesn't; empty if nothing is known of any.
     """
 
     numbers: Sequence[int]
     targets: torch.Tensor
     references: torch.Tensor
     prompts: Sequence[str]
+    target_keys: Sequence[str | None] = ()
+    reference_keys: Sequence[str | None] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def loss_weight(sigma: torch.Tensor, predicts_v: bool, min_snr: float = 0.0) -> 
 def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
     """Loss of each sample, (batch,): how far the prediction at a random timestep is off, with the reference to read."""
     with torch.no_grad():
-        latents, references = base.encode_images(batch.targets), base.encode_images(batch.references)
+        latents = base.encode_images(batch.targets, batch.target_keys)
+        references = base.encode_images(batch.references, batch.reference_keys)
         draws = draw(batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed)
         timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in draws)
         cache = base.cache(references, reference_noise)

@@ -27,12 +27,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Triplet:
-    """`target` and `reference`: (3, height, width), float32, 0…1. `name`: of the sample."""
+    """`target` and `reference`: (3, height, width), float32, 0…1. `name`: of the sample. `augmented`: whether the
+    reference is another one in each epoch, as those are that are made of the target.
+    """
 
     target: torch.Tensor
     reference: torch.Tensor
     prompt: str
     name: str
+    augmented: bool
 
 
 class Triplets:
@@ -152,7 +155,8 @@ def _make(sample: SampleFiles, resolution: int, random: Random | None) -> Triple
         else:
             (reference,) = subject_on_white(square.unsqueeze(0), mask.unsqueeze(0), resolution)
     target = resize(square.unsqueeze(0), resolution, resolution)[0]
-    return Triplet(_channels_first(target), _channels_first(reference), prompt, sample.name)
+    augmented = not sample.reference and random is not None
+    return Triplet(_channels_first(target), _channels_first(reference), prompt, sample.name, augmented)
 
 
 def _read_caption(sample: SampleFiles) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import comfy.model_management
 import comfy.model_sampling
@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..dreamcache_core import Adapter, ReferenceCache, hash_weights
+from ..dreamcache_core import Adapter, DiskCache, ReferenceCache, fingerprint, hash_weights
 from . import patching
 from .checks import check_clip, check_prompt_width, check_vae
 from .encode_reference import PROMPT, TIMESTEP
@@ -21,7 +21,9 @@ class ComfyUIBase:
     """A FrozenBase, as dreamcache_core.training describes it, of a MODEL, its VAE and its CLIP.
 
     `adapter`: in float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: as in
-    patching.make_trainable. Raises DreamCacheError if adapter, VAE or CLIP isn't one for this model.
+    patching.make_trainable. `disk_cache`: where latents and prompts are kept that come again, by the
+    weights of VAE and CLIP, whose patches it doesn't know. Raises DreamCacheError if adapter, VAE or CLIP isn't one for
+    this model.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class ComfyUIBase:
         adapter: Adapter,
         precision: torch.dtype = torch.float32,
         checkpointing: bool = False,
+        disk_cache: DiskCache | None = None,
     ) -> None:
         self.device = model.load_device
         self.structure = patching.structure_of(model)
@@ -49,6 +52,9 @@ class ComfyUIBase:
         sampling = self._patcher.get_model_object("model_sampling")
         self.sigmas = sampling.sigmas.to(self.device)
         self.predicts_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+        self._disk_cache = disk_cache
+        if disk_cache:
+            self._vae_fingerprint, self._clip_fingerprint = (fingerprint(part.get_sd()) for part in (vae, clip))
         with torch.no_grad():
             self._empty_prompt = self.encode_prompts([PROMPT])
         check_prompt_width(self._empty_prompt.shape[-1], self.structure)
@@ -72,12 +78,25 @@ class ComfyUIBase:
     def unload(self) -> None:
         self._patcher.detach()
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
+        if not (self._disk_cache and keys):
+            return self._encode_images(images)
+        keys = [key and f"{self._vae_fingerprint}/{key}" for key in keys]
+        latents = self._disk_cache.get(keys, lambda numbers: list(self._encode_images(images[numbers])))
+        return torch.stack([latent.to(self.device) for latent in latents])
+
+    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
         latents = self._model.process_latent_in(self._vae.encode(images.movedim(1, -1)))
         return latents.to(self.device, torch.float32)
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        contexts = [self._clip.encode_from_tokens(self._clip.tokenize(prompt)) for prompt in prompts]
+        def encode(numbers: Iterable[int]) -> list[torch.Tensor]:
+            return [self._clip.encode_from_tokens(self._clip.tokenize(prompts[number])) for number in numbers]
+
+        if self._disk_cache:
+            contexts = self._disk_cache.get([f"{self._clip_fingerprint}/{prompt}" for prompt in prompts], encode)
+        else:
+            contexts = encode(range(len(prompts)))
         # Long prompts have some times as many tokens as short ones. As ComfyUI does, repeat each until all are as long.
         tokens = math.lcm(*(context.shape[1] for context in contexts))
         return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts]).to(self.device)
