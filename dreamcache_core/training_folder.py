@@ -28,7 +28,7 @@ class TrainingFolder:
 
         Raises DreamCacheError if one of its settings is another now.
         """
-        if newest_checkpoint(self.path) is None:
+        if newest_checkpoint(self.path) is None or not self._begun_with.is_file():
             self.path.mkdir(parents=True, exist_ok=True)
             self._begun_with.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         before = json.loads(self._begun_with.read_text(encoding="utf-8"))

@@ -43,7 +43,10 @@ class DreamCacheAdapterLoader(io.ComfyNode):
             ],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache."),
-                io.String.Output("info", tooltip="What the file holds: its format, base model, size and layers."),
+                io.String.Output(
+                    "info",
+                    tooltip="What the file holds: its format, base model, size and layers, and what it was trained on.",
+                ),
             ],
         )
 

@@ -41,8 +41,8 @@ class DreamCacheSaveAdapter(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="float16",
-                    tooltip="float16 makes half as large a file, 50 MB for SD1.5, and draws the same pictures. Take "
-                    "float32 to train on from the file.",
+                    tooltip="float16 makes half as large a file, 50 MB for SD1.5, and draws all but the same "
+                    "pictures. Take float32 to train on from the file.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

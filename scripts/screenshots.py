@@ -29,6 +29,10 @@ CLOSE_UPS = {
         "DreamCachePromptSource": "prompt_source.png",
         "DreamCacheSaveTriplet": "save_triplet.png",
     },
+    "dreamcache_train_adapter": {
+        "DreamCacheTrainAdapter": "train_adapter.png",
+        "DreamCacheSaveAdapter": "save_adapter.png",
+    },
 }
 README_WIDTH = 1400
 THUMBNAIL_WIDTH = 512

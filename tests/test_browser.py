@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from comfyui_server import ComfyUIServer
+from dreamcache.dreamcache_core import newest_checkpoint
 from front_end import ADAPTER, WORKFLOWS, FrontEnd, Workflow, open_front_end, place_models
-from graph import adapter_file
+from graph import TRIPLETS, adapter_file, triplets_folder
 from playwright.sync_api import expect
 from workflow_prompt import load_prompt
 
@@ -22,6 +23,8 @@ NODES = {
     "ApplyDreamCache": "Apply DreamCache",
     "DreamCachePromptSource": "DreamCache Prompt Source",
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
+    "DreamCacheTrainAdapter": "DreamCache Train Adapter",
+    "DreamCacheSaveAdapter": "DreamCache Save Adapter",
 }
 FREE_PLACE = (800.0, 700.0)
 """Of the window, with no menu over it."""
@@ -126,6 +129,26 @@ def test_a_number_beside_run_makes_as_many_triplets_of_other_prompts(
     page.wait_for_function("app.graph.findNodesByType('DreamCacheSaveTriplet')[0].imgs?.[0]?.src.includes('00000003')")
     folder = server.base / "output" / "dreamcache_triplets"
     assert len({path.read_text() for path in folder.rglob("*_caption.txt")}) == 3
+
+
+def test_training_shows_its_loss_and_samples_while_it_runs_and_can_be_cancelled(
+    server: ComfyUIServer, front_end: FrontEnd
+) -> None:
+    page = front_end.page
+    triplets_folder(server)
+    front_end.load(_with_a_miniature_model(WORKFLOWS["dreamcache_train_adapter"]))
+    _set_widgets(front_end, "DreamCacheTrainAdapter", folder=TRIPLETS, name="watched", batch=2, sample_every=2)
+    _set_widgets(front_end, "DreamCacheTrainAdapter", resolution=64, precision="float32")
+    page.get_by_test_id("queue-button").click()
+    node = "app.graph.findNodesByType('DreamCacheTrainAdapter')[0]"
+    # The loss curve is 640 pixels wide; the samples stand beside it.
+    page.wait_for_function(f"{node}.imgs?.[0]?.naturalWidth > 640")
+    assert page.evaluate(f"{node}.progress") > 0
+    expect(page.get_by_text(re.compile(r"step \d+ of 10,000, .* left"))).to_be_visible()
+    page.get_by_role("button", name="Cancel current run").click()
+    page.wait_for_function("!app.runningNodeId && !app.ui.lastQueueSize")
+    kept = server.base / "output" / "dreamcache_training" / "watched"
+    assert newest_checkpoint(kept)
 
 
 def test_values_survive_saving_and_reloading(front_end: FrontEnd) -> None:

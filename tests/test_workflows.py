@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, Prompt
-from dreamcache.dreamcache_core import open_triplets
+from dreamcache.dreamcache_core import load_adapter, open_triplets
 from graph import adapter_file
 from miniature import models
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from workflow_prompt import load_prompt, set_inputs, without_reference
 
-TRIPLETS = Path(__file__).resolve().parents[1] / "workflows" / "dreamcache_make_triplets.json"
 WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
+TRIPLETS, TRAINING = (
+    next(path for path in WORKFLOWS if path.stem == f"dreamcache_{name}") for name in ("make_triplets", "train_adapter")
+)
 # Class of a node that loads a file → the node that makes a miniature of what it loads.
 MINIATURES = {"CheckpointLoaderSimple": "MiniatureModel", "ControlNetLoader": "MiniatureControlNet"}
 
@@ -50,7 +52,9 @@ def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
     return prompt
 
 
-@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path != TRIPLETS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in WORKFLOWS if path not in (TRIPLETS, TRAINING)], ids=lambda path: path.stem
+)
 def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
     server: ComfyUIServer, painted: str, path: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +80,20 @@ def test_the_workflow_for_triplets_makes_one_at_each_run(server: ComfyUIServer, 
     assert not torch.equal(first.target, second.target)
 
 
+def test_the_workflow_for_training_trains_on_the_triplets_of_the_other(server: ComfyUIServer, painted: str) -> None:
+    prompt = prompt_of(server, TRIPLETS, painted)
+    set_inputs(prompt, "DreamCachePromptSource", seed=2)
+    server.run(prompt)
+    prompt = prompt_of(server, TRAINING, painted)
+    set_inputs(prompt, "DreamCacheTrainAdapter", steps=2, resolution=64, precision="float32")
+    assert len(server.run(prompt).images) == 2
+    (training,) = load_adapter(
+        server.base / "models" / "dreamcache" / "my_adapter_00001_.safetensors"
+    ).adapter.provenance
+    assert training.steps == 2
+
+
 def test_every_workflow_has_a_thumbnail_for_the_template_browser() -> None:
-    assert len(WORKFLOWS) >= 5
+    assert len(WORKFLOWS) >= 6
     for path in WORKFLOWS:
         assert max(Image.open(path.with_suffix(".jpg")).size) <= 1024
