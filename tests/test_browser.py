@@ -139,16 +139,19 @@ def test_training_shows_its_loss_and_samples_while_it_runs_and_can_be_cancelled(
     front_end.load(_with_a_miniature_model(WORKFLOWS["dreamcache_train_adapter"]))
     _set_widgets(front_end, "DreamCacheTrainAdapter", folder=TRIPLETS, name="watched", batch=2, sample_every=2)
     _set_widgets(front_end, "DreamCacheTrainAdapter", resolution=64, precision="float32")
+    _set_widgets(front_end, "DreamCacheTrainAdapter", sample_prompts="a cup on a beach")
     page.get_by_test_id("queue-button").click()
     node = "app.graph.findNodesByType('DreamCacheTrainAdapter')[0]"
-    # The loss curve is 640 pixels wide; the samples stand beside it.
-    page.wait_for_function(f"{node}.imgs?.[0]?.naturalWidth > 640")
-    assert page.evaluate(f"{node}.progress") > 0
-    expect(page.get_by_text(re.compile(r"step \d+ of 10,000, .* left"))).to_be_visible()
-    page.get_by_role("button", name="Cancel current run").click()
-    page.wait_for_function("!app.runningNodeId && !app.ui.lastQueueSize")
-    kept = server.base / "output" / "dreamcache_training" / "watched"
-    assert newest_checkpoint(kept)
+    try:
+        # The loss curve is 640 pixels wide; the samples stand beside it.
+        page.wait_for_function(f"{node}.imgs?.[0]?.naturalWidth > 640", timeout=180_000)
+        assert page.evaluate(f"{node}.progress") > 0
+        expect(page.get_by_text(re.compile(r"step \d+ of 10,000, .* left"))).to_be_visible()
+        page.get_by_role("button", name="Cancel current run").click()
+        page.wait_for_function("!app.runningNodeId", timeout=60_000)
+    finally:
+        server.interrupt()  # Else all tests after a failure would wait for it.
+    assert newest_checkpoint(server.base / "output" / "dreamcache_training" / "watched")
 
 
 def test_values_survive_saving_and_reloading(front_end: FrontEnd) -> None:
