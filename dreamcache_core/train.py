@@ -56,6 +56,8 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
         _train(options, processes)
     except DreamCacheError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on after the last checkpoint.")
 
 
 def _train(options: argparse.Namespace, processes: Processes) -> None:
@@ -72,7 +74,8 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     say(f"Loading {options.checkpoint} …")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
     adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
-    say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}, trained by {processes.count} processes")
+    together = f", trained by {processes.count} processes" if processes.count > 1 else ""
+    say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
     disk_cache = DiskCache(options.cache_latents) if options.cache_latents else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache

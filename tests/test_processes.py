@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import environment
 import pytest
 import torch
-from dreamcache.dreamcache_core import load_checkpoint, save_sample
-from dreamcache.dreamcache_core.processes import Processes
+from dreamcache.dreamcache_core import DreamCacheError, load_checkpoint, save_sample
+from dreamcache.dreamcache_core.processes import Processes, join_processes
 from miniature import models
 from PIL import Image
 from train_together import new_adapter, train
@@ -50,6 +51,14 @@ def test_two_processes_train_as_one_and_go_on_where_they_stopped(triplets: Path,
     start = weights(new_adapter(models.unet_patcher("sd15")).state_dict())
     # Measured: 7e-5.
     assert (two - one).norm() < 1e-3 * (one - start).norm()
+
+
+def test_accelerate_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert join_processes(cpu=True) == Processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DreamCacheError, match=r"^Accelerate is not installed, .* pip install accelerate"):
+        join_processes(cpu=True)
 
 
 def weights(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
