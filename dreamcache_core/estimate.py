@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import re
@@ -35,10 +36,11 @@ def measure(trainer: Trainer, batches: Iterable[Sequence[Batch]], steps: int = 2
     """Train for one step that isn't measured, for it is slower than all others, and `steps` that are."""
     device = trainer.base.sigmas.device
     progress = run(trainer, batches, Path(), every=1, save=False)
-    next(progress)
+    first = next(progress)
     held = _memory(device, "VmRSS")
     _reset_peak(device)
     rates = [step.samples_per_second for step in itertools.islice(progress, steps)]
+    rates = rates or [first.samples_per_second]  # Of a training of a single step.
     return Cost(len(rates) / sum(1 / rate for rate in rates), held, _memory(device, "VmHWM"))
 
 
@@ -75,5 +77,6 @@ def _memory(device: torch.device, figure: str) -> int:
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
+        return
+    with contextlib.suppress(OSError):  # Where the system lets it.
         Path("/proc/self/clear_refs").write_text("5")

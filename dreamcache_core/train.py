@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ from .processes import Processes, join_processes
 from .provenance import trained_adapter
 from .training import Trainer, TrainingSettings, resume, run
 from .training_log import TrainingLog
-from .triplets import open_triplets
+from .triplets import Triplets, open_triplets
 
 PACK = Path(__file__).resolve().parents[1]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,7 +66,6 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
     from ..nodes import patching
     from ..nodes.frozen_base import ComfyUIBase
-    from ..nodes.samples import SampleSettings, SampleSheet, to_sample
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
     say: Callable[[str], None] = partial(print, flush=True) if processes.is_main else lambda text: None
@@ -76,7 +76,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
-    disk_cache = DiskCache(options.cache_latents) if options.cache_latents else None
+    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
     )
@@ -96,6 +96,11 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
         return
     done = resume(trainer, options.output)
+    if processes.average(torch.tensor(done, dtype=torch.float64, device=base.device)) != done:
+        raise DreamCacheError(
+            f"Process {processes.index} goes on after step {done} and others after another: give an output folder that "
+            "all machines share."
+        )
     if done:
         say(f"Going on after step {done:,}.")
     steps = run(trainer, batches(first_step=done), options.output, options.every, save=processes.is_main)
@@ -103,20 +108,31 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         collections.deque(steps, maxlen=0)
         return
     log = TrainingLog(options.output, settings.steps, done, options.tensorboard)
-    sampling = SampleSettings(steps=options.sample_steps, resolution=options.resolution)
-    prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines() if options.sample_prompts else []
-    sheet = SampleSheet(model, clip, vae, *to_sample(triplets, prompts, options.resolution), sampling)
+    sheet = _sample_sheet(options, triplets, model, clip, vae) if options.sample_every else None
     for progress in steps:
         log.add_step(progress)
         last = progress.step == settings.steps
-        if options.sample_every and (progress.step % options.sample_every == 0 or last):
-            log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
-            base.load()
         if progress.step % options.every == 0 or last:
             trained = trained_adapter(trainer, base.weights_hash, len(triplets))
             save_adapter(options.output / "adapter.safetensors", trained)
+        if sheet and (progress.step % options.sample_every == 0 or last):
+            log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
+            base.load()
     log.close()
     say(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
+
+
+def _sample_sheet(options: argparse.Namespace, triplets: Triplets, model: Any, clip: Any, vae: Any) -> Any:
+    """Of the prompts of a file, or of some of the data, each with a reference of the data."""
+    from ..nodes.samples import SampleSettings, SampleSheet, to_sample
+
+    prompts: list[str] = []
+    if options.sample_prompts:
+        if not options.sample_prompts.is_file():
+            raise DreamCacheError(f"{options.sample_prompts} is not there: give a text file with a prompt a line.")
+        prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines()
+    settings = SampleSettings(steps=options.sample_steps, resolution=options.resolution)
+    return SampleSheet(model, clip, vae, *to_sample(triplets, prompts, options.resolution), settings)
 
 
 _SETTINGS = dataclasses.fields(TrainingSettings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.model_sampling
@@ -21,9 +21,8 @@ class ComfyUIBase:
     """A FrozenBase, as dreamcache_core.training describes it, of a MODEL, its VAE and its CLIP.
 
     `adapter`: in float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: as in
-    patching.make_trainable. `disk_cache`: where latents and prompts are kept that come again, by the
-    weights of VAE and CLIP, whose patches it doesn't know. Raises DreamCacheError if adapter, VAE or CLIP isn't one for
-    this model.
+    patching.make_trainable. `disk_cache`: keeps latents and prompts that come again, under the weights of VAE and CLIP;
+    it knows nothing of LoRAs on the CLIP. Raises DreamCacheError if adapter, VAE or CLIP isn't one for this model.
     """
 
     def __init__(
@@ -90,16 +89,24 @@ class ComfyUIBase:
         return latents.to(self.device, torch.float32)
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        def encode(numbers: Iterable[int]) -> list[torch.Tensor]:
-            return [self._clip.encode_from_tokens(self._clip.tokenize(prompts[number])) for number in numbers]
-
         if self._disk_cache:
-            contexts = self._disk_cache.get([f"{self._clip_fingerprint}/{prompt}" for prompt in prompts], encode)
+            keys = [f"{self._clip_fingerprint}/{prompt}" for prompt in prompts]
+            contexts = self._disk_cache.get(keys, lambda numbers: self._encode_prompts([prompts[n] for n in numbers]))
         else:
-            contexts = encode(range(len(prompts)))
+            contexts = self._encode_prompts(prompts)
         # Long prompts have some times as many tokens as short ones. As ComfyUI does, repeat each until all are as long.
         tokens = math.lcm(*(context.shape[1] for context in contexts))
-        return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts]).to(self.device)
+        repeated = [context.to(self.device).repeat(1, tokens // context.shape[1], 1) for context in contexts]
+        return torch.cat(repeated)
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Contexts, each (1, tokens, channels)."""
+        tokens = [self._clip.tokenize(prompt) for prompt in prompts]
+        # ComfyUI cuts a long prompt into sections, encodes them as a batch, and puts them in a row: here those of all.
+        sections = {name: [section for each in tokens for section in each[name]] for name in tokens[0]}
+        row = self._clip.encode_from_tokens(sections)
+        counts = [max(map(len, each.values())) for each in tokens]
+        return list(row.split([count * (row.shape[1] // sum(counts)) for count in counts], dim=1))
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
         # VAE or CLIP may have taken its place.

@@ -202,6 +202,17 @@ def test_the_caching_pass_of_training_is_that_of_encode_reference() -> None:
         torch.testing.assert_close(ours.features[layer.name], theirs.features[layer.name], rtol=1e-4, atol=1e-4)
 
 
+def test_prompts_of_a_batch_are_encoded_as_they_are_alone() -> None:
+    base, clip = base_of(new_trainer()), models.clip("sd15")
+    prompts = ["a dog", "", "a (very:1.3) long prompt, " * 30]
+    long = clip.encode_from_tokens(clip.tokenize(prompts[2]))
+    assert long.shape[1] > 77
+    for prompt, context in zip(prompts, base.encode_prompts(prompts), strict=True):
+        alone = clip.encode_from_tokens(clip.tokenize(prompt))
+        repeated = alone.repeat(1, long.shape[1] // alone.shape[1], 1)
+        torch.testing.assert_close(context.unsqueeze(0), repeated, rtol=1e-4, atol=1e-4)
+
+
 def test_each_sample_reads_its_own_reference_as_it_would_alone() -> None:
     trainer = new_trainer()
     whole = denoising_loss(trainer.base, batch(0), SETTINGS)
