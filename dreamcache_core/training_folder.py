@@ -39,8 +39,8 @@ class TrainingFolder:
                     "set it back to go on, or take another name to begin anew."
                 )
 
-    def losses(self, steps: int) -> list[float]:
-        """Losses of the first `steps` steps, one each. Those of later steps, which no checkpoint knows of, go away."""
+    def resume_losses(self, steps: int) -> list[float]:
+        """Losses of the first `steps` steps, one each. Those of later ones, which no checkpoint knows, are dropped."""
         lines = self._losses.read_text(encoding="utf-8").splitlines() if self._losses.is_file() else []
         self._losses.write_text("".join(f"{line}\n" for line in lines[:steps]), encoding="utf-8")
         return [float(line) for line in lines[:steps]]

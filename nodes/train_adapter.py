@@ -223,8 +223,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             base = ComfyUIBase(model, vae, clip, new, PRECISIONS[precision], checkpointing)
             kept.begin(
                 {
-                    "model": base.weights_hash,
-                    "adapter": hash_weights(new.state_dict()) if adapter else "untrained",
+                    "model": base.weights_hash[:12],
+                    "adapter": hash_weights(new.state_dict())[:12] if adapter else "untrained",
                     "folder": folder,
                     "batch": batch,
                     "resolution": resolution,
@@ -235,7 +235,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             to_draw = to_sample(triplets, sample_prompts.splitlines(), resolution)
             samples = SampleSheet(model, clip, vae, *to_draw, SampleSettings(resolution=resolution))
             done = resume(trainer, kept.path)
-            losses = kept.losses(done)
+            losses = kept.resume_losses(done)
             display = TrainingDisplay(cls, settings, kept.sheets(done))
             batches = make_batches(triplets, settings, resolution, first_step=done, parts=parts)
             try:
@@ -249,7 +249,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                         base.load()
                     display.show(progress, losses)
             except comfy.model_management.InterruptProcessingException:
-                save_checkpoint(kept.path, trainer.state())
+                if trainer.step > done:
+                    save_checkpoint(kept.path, trainer.state())
                 raise
             except OSError as error:
                 raise DreamCacheError(
