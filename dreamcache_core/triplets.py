@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from pathlib import Path
 from random import Random
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .errors import DreamCacheError
-from .pictures import to_tensor
+from .pictures import read_mask, read_picture, to_tensor
 from .reference_augmentation import make_reference
 from .reference_image import LATENT_PIXELS, place_on_white, resize, subject_box, subject_on_white
-from .triplet_files import Place, SampleFiles, find_samples
+from .triplet_files import SampleFiles, find_samples
 
 # How often a prompt is left empty. A reference never is: without one, the network is the frozen base model.
 EMPTY_PROMPT_PROBABILITY = 0.07
@@ -139,11 +138,11 @@ def _make(sample: SampleFiles, resolution: int, random: Random | None) -> Triple
 
     Raises DreamCacheError with the sample's name if a file of it is damaged, or holds nothing.
     """
-    caption, picture = _read_caption(sample), _read_picture(sample.picture, f"{sample.name}: its picture")
+    caption, picture = _read_caption(sample), read_picture(sample.picture.read, f"{sample.name}: its picture")
     prompt = "" if random and random.random() < EMPTY_PROMPT_PROBABILITY else caption
     square = to_tensor(_centre(picture))
     if sample.reference:
-        reference = to_tensor(_read_picture(sample.reference, f"{sample.name}: its reference"))
+        reference = to_tensor(read_picture(sample.reference.read, f"{sample.name}: its reference"))
         reference = place_on_white(reference, resolution, size=1)
     else:
         mask = to_tensor(_centre(_read_mask(sample, picture.size)))
@@ -171,24 +170,7 @@ def _read_caption(sample: SampleFiles) -> str:
 
 def _read_mask(sample: SampleFiles, size: tuple[int, int]) -> Image.Image:
     assert sample.mask  # It may be missing only where there is a reference.
-    return _decode(sample.mask, f"{sample.name}: its mask").convert("L").resize(size, Image.Resampling.BILINEAR)
-
-
-def _read_picture(place: Place, what: str) -> Image.Image:
-    """A picture in colours, on white where it is transparent."""
-    image = _decode(place, what)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _decode(place: Place, what: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(place.read()))
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file.
-        raise DreamCacheError(f"{what} cannot be read: it is damaged, or no picture.") from error
+    return read_mask(sample.mask.read, f"{sample.name}: its mask", size)
 
 
 def _centre(image: Image.Image) -> Image.Image:
