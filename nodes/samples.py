@@ -23,8 +23,9 @@ OF_TRIPLETS = 4
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What KSampler and Empty Latent Image are given. `resolution`: side of pictures, and of references as the model
-    reads them. `seed`: of each sample, so that it is the same whatever others are drawn with it.
+    """What KSampler, Empty Latent Image and Apply DreamCache are given. `resolution`: side of pictures, and of
+    references as the model reads them. `seed`: of each sample, so that it is the same whatever others are drawn with
+    it.
     """
 
     seed: int = 0
@@ -34,6 +35,8 @@ class SampleSettings:
     negative: str = ""
     sampler: str = "euler"
     scheduler: str = "normal"
+    strength: float = 1.0
+    image_guidance: float = 1.0
 
 
 def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
@@ -71,7 +74,10 @@ def draw_samples(
             cache = DreamCacheEncodeReference.execute(
                 model, vae, reference.unsqueeze(0), clip, timestep=TIMESTEP, seed=0, resolution=side
             )[0]
-            reading = patching.inject(model, patching.Injection(adapter, cache))
+            injection = patching.Injection(
+                adapter, cache, strength=settings.strength, image_guidance=settings.image_guidance
+            )
+            reading = patching.inject(model, injection)
         samples = comfy.sample.sample(
             reading,
             comfy.sample.prepare_noise(latent, settings.seed),
