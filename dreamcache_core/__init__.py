@@ -10,20 +10,45 @@ from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .contact_sheet import contact_sheet
 from .disk_cache import DiskCache, fingerprint
 from .errors import DreamCacheError
+from .evaluation import (
+    Drawing,
+    Evaluation,
+    MaskFinder,
+    describe_scores,
+    measure_drawings,
+    plan_drawings,
+    read_manifest,
+    save_drawing,
+    save_evaluation,
+)
+from .files import name_and_hash
 from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
 from .loss_curve import draw_loss_curve
+from .measuring import (
+    METRICS,
+    ImageEncoder,
+    Picture,
+    PromptEncoder,
+    Scores,
+    SubjectMeasure,
+    Yardsticks,
+    mean_scores,
+)
 from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, load_reference_cache
 from .reference_image import resize_to_area, subject_box, subject_on_white
+from .subjects import Subject, load_picture, open_subjects
 from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
 from .training_folder import TrainingFolder
 from .triplet_files import save_sample
 from .triplets import Triplet, Triplets, epoch_order, open_triplets
+from .vision_transformer import VisionTransformer, load_vision_transformer
 
 __all__ = [
     "DEFAULT_STAGES",
+    "METRICS",
     "STAGES",
     "SUFFIXES",
     "VERSION",
@@ -34,12 +59,21 @@ __all__ = [
     "Batch",
     "ChosenPrompt",
     "DiskCache",
+    "Drawing",
     "DreamCacheError",
+    "Evaluation",
     "FrozenBase",
+    "ImageEncoder",
+    "MaskFinder",
+    "Picture",
     "Progress",
+    "PromptEncoder",
     "Provenance",
     "ReferenceCache",
+    "Scores",
     "Stage",
+    "Subject",
+    "SubjectMeasure",
     "Trainer",
     "TrainingFolder",
     "TrainingSettings",
@@ -47,11 +81,14 @@ __all__ = [
     "Triplet",
     "Triplets",
     "UNetStructure",
+    "VisionTransformer",
+    "Yardsticks",
     "attend",
     "choose_line",
     "combine_words",
     "contact_sheet",
     "denoising_loss",
+    "describe_scores",
     "draw",
     "draw_loss_curve",
     "epoch_order",
@@ -59,16 +96,26 @@ __all__ = [
     "hash_weights",
     "load_adapter",
     "load_checkpoint",
+    "load_picture",
     "load_reference_cache",
+    "load_vision_transformer",
     "make_batches",
+    "mean_scores",
+    "measure_drawings",
+    "name_and_hash",
     "newest_checkpoint",
+    "open_subjects",
     "open_triplets",
+    "plan_drawings",
+    "read_manifest",
     "read_structure",
     "resize_to_area",
     "resume",
     "run",
     "save_adapter",
     "save_checkpoint",
+    "save_drawing",
+    "save_evaluation",
     "save_sample",
     "select_layers",
     "subject_box",

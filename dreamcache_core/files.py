@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,3 +70,18 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
             f"{version}): update the DreamCache nodes."
         )
     return header
+
+
+def name_and_hash(path: Path) -> str:
+    """A file's name, and the beginning of its SHA-256 in hexadecimal, as model sites show it.
+
+    Raises DreamCacheError if the file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except FileNotFoundError:
+        raise DreamCacheError(f"{path} is not there.") from None
+    return f"{path.name} ({digest.hexdigest()[:12]})"

@@ -34,6 +34,21 @@ class MiniatureModel(io.ComfyNode):
         return io.NodeOutput(models.unet_patcher(structure, seed), models.clip(structure, seed), models.vae(seed))
 
 
+class MiniatureClipVision(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MiniatureClipVision",
+            category=_CATEGORY,
+            inputs=[_structure_input(), _seed_input()],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls, structure: str, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(models.clip_vision(structure, seed))
+
+
 class MiniatureControlNet(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -112,6 +127,7 @@ class MiniatureExtension(ComfyExtension):
         return [
             MiniatureModel,
             MiniatureBareModel,
+            MiniatureClipVision,
             MiniatureControlNet,
             MiniatureImages,
             MiniatureBackgroundRemoval,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.cldm.cldm
+import comfy.clip_vision
 import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
@@ -141,6 +142,27 @@ def clip(structure: str, seed: int = SEED) -> comfy.sd.CLIP:
     options = {f"{name}_model_config": text for name in ("clip_l", "clip_h", "clip_g")}
     encoder = comfy.sd.CLIP(kind({}).clip_target(), model_options=options | {"dtype": torch.float32})
     encoder.load_sd(generated_weights(encoder.cond_stage_model, seed), full_model=True)
+    return encoder
+
+
+def clip_vision(structure: str, seed: int = SEED) -> comfy.clip_vision.ClipVisionModel:
+    """A CLIP_VISION whose vectors are as wide as those of the structure's text encoder."""
+    width = STRUCTURES[structure].text_width
+    encoder = comfy.clip_vision.ClipVisionModel(
+        {
+            "model_type": "clip_vision_model",
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "hidden_act": "quick_gelu",
+            "num_channels": 3,
+            "image_size": 64,
+            "patch_size": 16,
+            "projection_dim": width,
+        }
+    )
+    encoder.load_sd(generated_weights(encoder.model, seed))
     return encoder
 
 

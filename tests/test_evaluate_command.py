@@ -1,0 +1,56 @@
+"""The evaluation command: small pictures of a full-size checkpoint with generated weights, drawn and measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import environment
+import full_size
+from generated_weights import write_models
+from PIL import Image
+from small_networks import new_clip, new_dino, write
+from workflow_prompt import PHOTOGRAPH
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_command_draws_and_measures(tmp_path: Path) -> None:
+    made, models = environment.ensure(), full_size.BASE / "models"
+    name = write_models(models, "SD15", full_size.SEED)
+    subjects, pictures = tmp_path / "subjects", tmp_path / "drawn"
+    (subjects / "cup").mkdir(parents=True)
+    Image.open(PHOTOGRAPH).save(subjects / "cup" / "1.jpg")
+    (subjects / "prompts.txt").write_text("a {} on a beach\n")
+    clip, dino = (write(new(), tmp_path / f"{new.__name__}.safetensors") for new in (new_clip, new_dino))
+
+    def evaluate(*arguments: object) -> subprocess.CompletedProcess:
+        command = [made.python, "-m", "dreamcache_core.evaluate", *arguments, "--comfyui", made.comfyui, "--cpu"]
+        command += ["--subjects", subjects, "--pictures", pictures]
+        return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+
+    model = ["--checkpoint", models / "checkpoints" / name, "--adapter", models / "dreamcache" / name]
+    drawn = evaluate("draw", *model, "--seeds", 1, "--steps", 1, "--resolution", 64)
+    assert "1 of 1: cup/00_0.png, a cup on a beach" in drawn.stdout, drawn.stderr
+    assert len(Image.open(pictures / "cup" / "00_0.png").getcolors(64 * 64) or []) > 100
+
+    measured = evaluate("measure", "--clip", clip, "--dino", dino)
+    assert re.search(r"\| cup \| 1 \|( -?0\.\d{3} \|){3}\n", measured.stdout), measured.stderr
+    results = json.loads((pictures / "results.json").read_text())
+    assert re.fullmatch(rf"{name} \([0-9a-f]{{12}}\)", results["settings"]["checkpoint"])
+    assert results["settings"]["resolution"] == 64
+    assert (pictures / "results.md").read_text() in measured.stdout
+    assert Image.open(pictures / "contact_sheet.jpg").size > (192, 192)
+
+    pictures_only = write(new_clip(), tmp_path / "pictures_only.safetensors", without=("text_",))
+    assert (
+        f"Without CLIP-T, for {pictures_only} holds no text encoder"
+        in evaluate("measure", "--clip", pictures_only).stdout
+    )
+    refused = evaluate("measure", "--dino", "nothing.pth")
+    assert refused.returncode == 1
+    assert refused.stderr.strip().endswith(
+        "There is no file nothing.pth, neither here nor in ComfyUI's models/clip_vision: check its name."
+    )

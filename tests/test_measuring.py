@@ -1,0 +1,122 @@
+"""DINO, CLIP-I and CLIP-T: by hand, and DINO's network against another's implementation of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from dreamcache.dreamcache_core import (
+    DreamCacheError,
+    Picture,
+    SubjectMeasure,
+    VisionTransformer,
+    Yardsticks,
+    load_vision_transformer,
+    mean_scores,
+    to_tensor,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small_networks import SIDE, in_authors_names, new_dino, write
+from workflow_prompt import PHOTOGRAPH
+
+
+class ByColour:
+    """Encoders whose vectors one can work out: a picture's mean colour, and the colour that a prompt names."""
+
+    description = "mean colours"
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean(dim=(0, 1))
+
+    def encode_prompt(self, prompt: str) -> torch.Tensor:
+        return torch.tensor([float(prompt == colour) for colour in ("red", "green", "blue")])
+
+
+class ByVisionTransformer:
+    """A small network with weights at random."""
+
+    description = "a small ViT"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._network = VisionTransformer(width=64, depth=2, hidden=128, patch=16, side=64).eval()
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self._network(self._network.preprocess(image.unsqueeze(0)))[0]
+
+
+def plain(*colour: float, mask: torch.Tensor | None = None) -> Picture:
+    return Picture(torch.tensor(colour, dtype=torch.float32).expand(4, 4, 3), mask)
+
+
+@pytest.fixture
+def photograph() -> torch.Tensor:
+    return to_tensor(Image.open(PHOTOGRAPH).convert("RGB"))
+
+
+def test_scores_are_mean_cosines_with_all_references_and_with_the_prompt() -> None:
+    yardsticks = Yardsticks(dino=ByColour(), clip=ByColour(), prompts=ByColour())
+    measure = SubjectMeasure(yardsticks, [plain(1, 0, 0), plain(0, 0.5, 0)])
+    # Cosines of (3, 4, 0) / 5 with red and with green.
+    scores = measure.measure(plain(0.6, 0.8, 0), "green")
+    assert scores == pytest.approx({"DINO": 0.7, "CLIP-I": 0.7, "CLIP-T": 0.8})
+    assert mean_scores([scores, {"DINO": 0.1}]) == pytest.approx({"DINO": 0.4, "CLIP-I": 0.7, "CLIP-T": 0.8})
+
+
+def test_masked_scores_are_of_the_subject_on_white() -> None:
+    half = torch.zeros(4, 4)
+    half[:, :2] = 1
+    measure = SubjectMeasure(Yardsticks(dino=ByColour()), [plain(1, 0, 0, mask=half), plain(0, 0, 1)])
+    # Half red, half white is (2, 1, 1) / √6; half green, half white (1, 2, 1) / √6. The second reference has no mask.
+    scores = measure.measure(plain(0, 1, 0, mask=half))
+    assert scores == pytest.approx({"DINO": 0, "DINO masked": 5 / 6}, abs=1e-6)
+
+
+def test_only_what_can_be_measured_is() -> None:
+    measure = SubjectMeasure(Yardsticks(clip=ByColour(), prompts=ByColour()), [plain(1, 0, 0)])
+    assert measure.measure(plain(1, 0, 0, mask=torch.ones(4, 4))).keys() == {"CLIP-I"}
+    with pytest.raises(DreamCacheError, match="no reference"):
+        SubjectMeasure(Yardsticks(dino=ByColour()), [])
+
+
+def test_a_picture_is_like_itself_and_masked_it_is_whatever_its_background(photograph: torch.Tensor) -> None:
+    mask = torch.zeros(photograph.shape[:2])
+    mask[100:300, 200:400] = 1
+    reference = Picture(photograph, mask)
+    measure = SubjectMeasure(Yardsticks(dino=ByVisionTransformer()), [reference])
+    assert measure.measure(reference) == pytest.approx({"DINO": 1, "DINO masked": 1})
+
+    elsewhere = torch.where(mask.bool().unsqueeze(-1), photograph, photograph.flip(0, 1, 2))
+    scores = measure.measure(Picture(elsewhere, mask))
+    assert scores["DINO masked"] == pytest.approx(1)
+    assert scores["DINO"] < 0.99
+    another = torch.where(mask.bool().unsqueeze(-1), photograph.flip(0, 1, 2), photograph)
+    assert measure.measure(Picture(another, mask))["DINO masked"] < 0.99
+
+
+def test_dinos_network_computes_what_hugging_faces_does(photograph: torch.Tensor, tmp_path: Path) -> None:
+    dino = new_dino()
+    ours = load_vision_transformer(write(dino, tmp_path / "dino.safetensors"))
+    assert ours
+    pixels = ours.preprocess(photograph.unsqueeze(0))
+    assert pixels.shape == (1, 3, SIDE, SIDE)
+    theirs = dino(pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(ours(pixels), theirs, rtol=1e-5, atol=1e-5)
+
+    torch.save(in_authors_names(load_file(tmp_path / "dino.safetensors")), tmp_path / "dino.pth")
+    again = load_vision_transformer(tmp_path / "dino.pth")
+    assert again
+    assert torch.equal(again(pixels), ours(pixels))
+
+
+def test_other_networks_are_told_from_dinos(tmp_path: Path) -> None:
+    tensors = in_authors_names(load_file(write(new_dino(), tmp_path / "dino.safetensors")))
+    save_file({**tensors, "blocks.0.ls1.gamma": torch.ones(128)}, tmp_path / "dinov2.safetensors")
+    assert load_vision_transformer(tmp_path / "dinov2.safetensors") is None
+    save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    assert load_vision_transformer(tmp_path / "other.safetensors") is None
+    (tmp_path / "damaged.pth").write_bytes(b"PK")
+    with pytest.raises(DreamCacheError, match=r"^damaged\.pth cannot be read: [^.]+\.$"):
+        load_vision_transformer(tmp_path / "damaged.pth")
