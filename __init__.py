@@ -8,6 +8,7 @@ from typing_extensions import override
 from .nodes.adapter_loader import DreamCacheAdapterLoader, register_models_folder
 from .nodes.apply import ApplyDreamCache
 from .nodes.encode_reference import DreamCacheEncodeReference
+from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_triplet import DreamCacheSaveTriplet
@@ -32,6 +33,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheSaveTriplet,
             DreamCacheTrainAdapter,
             DreamCacheSaveAdapter,
+            DreamCacheEvaluate,
         ]
 
 

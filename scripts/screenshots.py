@@ -34,6 +34,8 @@ CLOSE_UPS = {
         "DreamCacheSaveAdapter": "save_adapter.png",
     },
 }
+# Of nodes that are in none of the workflows.
+ALONE = {"DreamCacheEvaluate": "evaluate.png"}
 README_WIDTH = 1400
 THUMBNAIL_WIDTH = 512
 LEGIBLE = 920
@@ -63,6 +65,12 @@ def main() -> None:
                     save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
                 for class_type, file in CLOSE_UPS.get(name, {}).items():
                     take_close_up(front_end, class_type, IMAGES / file)
+        with open_front_end(server) as front_end:
+            front_end.load_blank()
+            front_end.hide_menus()
+            for class_type, file in ALONE.items():
+                front_end.add(class_type, (0.0, 0.0))
+                take_close_up(front_end, class_type, IMAGES / file)
 
 
 def photograph(painted: bool) -> Image.Image:

@@ -25,6 +25,7 @@ NODES = {
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
     "DreamCacheTrainAdapter": "DreamCache Train Adapter",
     "DreamCacheSaveAdapter": "DreamCache Save Adapter",
+    "DreamCacheEvaluate": "DreamCache Evaluate",
 }
 FREE_PLACE = (800.0, 700.0)
 """Of the window, with no menu over it."""

@@ -1,0 +1,167 @@
+"""DreamCache Evaluate: how like its subject, and how true to its prompt, what a graph draws is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import (
+    METRICS,
+    DreamCacheError,
+    Picture,
+    SubjectMeasure,
+    Yardsticks,
+    contact_sheet,
+    describe_scores,
+    mean_scores,
+    to_image,
+    to_tensor,
+)
+from . import encoders
+from .pictures import in_colours, masks_of
+from .types import TRAINING_CATEGORY
+
+FOLDER = "clip_vision"
+NONE = "none"
+
+
+class DreamCacheEvaluate(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheEvaluate",
+            display_name="DreamCache Evaluate",
+            category=TRAINING_CATEGORY,
+            description="Measures drawn pictures of a subject as papers do: DINO, CLIP-I and CLIP-T.",
+            search_aliases=["metrics", "score", "clip score", "dino score", "similarity", "benchmark"],
+            inputs=[
+                io.Image.Input("image", tooltip="What was drawn of the subject. Of a batch, each is measured."),
+                io.Image.Input("reference", tooltip="Pictures of the subject, best several photographs."),
+                io.Combo.Input(
+                    "dino",
+                    options=[NONE, *folder_paths.get_filename_list(FOLDER)],
+                    default=NONE,
+                    tooltip="A DINO network in models/clip_vision, to compare images with references. Papers take "
+                    "DINO's ViT-S/16.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="A CLIP, from Load CLIP Vision, to compare images with references, and with the prompt.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of the same CLIP with its text projection, from Load CLIP, to compare "
+                    "images with the prompt. A checkpoint's has no projection, as a rule.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the images were drawn from: one prompt for all, or one a line for each.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="White on the subject: one for all images, or for each."),
+                io.Mask.Input(
+                    "reference_mask",
+                    optional=True,
+                    tooltip="White on the subject: one for all references, or for each. With both masks, backgrounds "
+                    "are left out of the masked scores.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("text", tooltip="The mean scores, and what they were measured with."),
+                *(
+                    io.Float.Output(_name(metric), tooltip=f"Mean {metric} of the images; nan if it wasn't measured.")
+                    for metric in METRICS
+                ),
+                io.Image.Output("contact_sheet", tooltip="References and images, with the scores of each."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, dino: str | None) -> bool | str:
+        # None: the name comes from another node, and is looked up when that has run.
+        if dino in (None, NONE) or folder_paths.get_full_path(FOLDER, dino):
+            return True
+        folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
+        return f"There is no file {dino} in {folders}: put it there, then press R to refresh the list."
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        image: torch.Tensor,
+        reference: torch.Tensor,
+        dino: str,
+        clip_vision: ClipVisionModel | None = None,
+        clip: comfy.sd.CLIP | None = None,
+        prompt: str = "",
+        mask: torch.Tensor | None = None,
+        reference_mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        images, references = _pictures(image, mask, "images"), _pictures(reference, reference_mask, "references")
+        prompts = _prompts(prompt, len(images))
+        yardsticks = _yardsticks(dino, clip_vision, clip, prompt)
+        measure = SubjectMeasure(yardsticks, references)
+        scores = [measure.measure(picture, one) for picture, one in zip(images, prompts, strict=True)]
+        mean = mean_scores(scores)
+        lines = [describe_scores(mean), *(f"{metric}: {text}" for metric, text in yardsticks.descriptions.items())]
+        rows = [("reference", picture) for picture in references]
+        rows += [(describe_scores(one), picture) for one, picture in zip(scores, images, strict=True)]
+        sheet = contact_sheet([[to_image(picture.image)] for _, picture in rows], [label for label, _ in rows], [""])
+        return io.NodeOutput(
+            "\n".join(lines), *(mean.get(metric, math.nan) for metric in METRICS), to_tensor(sheet).unsqueeze(0)
+        )
+
+
+def _name(metric: str) -> str:
+    return metric.lower().replace("-", "_").replace(" ", "_")
+
+
+def _pictures(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[Picture]:
+    if not len(image):
+        raise DreamCacheError(f"The batch of {what} is empty, so there is nothing to measure: connect some.")
+    image = in_colours(image)
+    if mask is None:
+        return [Picture(picture) for picture in image]
+    masks = len(mask.reshape(-1, *mask.shape[-2:]))
+    if masks not in (1, len(image)):
+        raise DreamCacheError(
+            f"There are {masks} masks for {len(image)} {what}: connect one mask for all, or one for each."
+        )
+    return [Picture(picture, subject) for picture, subject in zip(image, masks_of(image, mask), strict=True)]
+
+
+def _prompts(text: str, count: int) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if len(lines) not in (1, count):
+        raise DreamCacheError(
+            f"There are {len(lines)} lines of prompts for {count} images: write one for all, or one for each."
+        )
+    return lines * count if len(lines) == 1 else lines
+
+
+def _yardsticks(dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str) -> Yardsticks:
+    if dino == NONE and clip_vision is None:
+        raise DreamCacheError("There is nothing to measure with: choose a DINO, or connect Load CLIP Vision.")
+    if clip is not None and clip_vision is None:
+        raise DreamCacheError("CLIP alone compares no images with prompts: connect Load CLIP Vision as well.")
+    if clip is not None and not prompt.strip():
+        raise DreamCacheError("The prompt is empty, so there is nothing to compare: write it, or disconnect the CLIP.")
+    images = encoders.clip_images(clip_vision) if clip_vision else None
+    return Yardsticks(
+        dino=None if dino == NONE else encoders.load_dino(Path(folder_paths.get_full_path_or_raise(FOLDER, dino))),
+        clip=images,
+        prompts=encoders.TextEncoder(clip, images) if clip and images else None,
+    )
