@@ -77,6 +77,6 @@ def _batch(samples: Sequence[tuple[int, Triplet]]) -> Batch:
         references=torch.stack([triplet.reference for triplet in triplets]),
         prompts=[triplet.prompt for triplet in triplets],
         # Made here, for this runs in the workers.
-        target_keys=[fingerprint({"": triplet.target}) for triplet in triplets],
-        reference_keys=[None if triplet.augmented else fingerprint({"": triplet.reference}) for triplet in triplets],
+        target_keys=[fingerprint(triplet.target) for triplet in triplets],
+        reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
     )

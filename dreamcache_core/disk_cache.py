@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -57,10 +57,6 @@ class DiskCache:
         return self._folder / name[:3] / f"{name}.safetensors"
 
 
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of all their bytes and names: of a network's weights, or of a picture."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def fingerprint(picture: torch.Tensor) -> str:
+    """Of all its bytes; a picture on the CPU."""
+    return hashlib.sha256(picture.contiguous().numpy().data).hexdigest()

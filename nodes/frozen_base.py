@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..dreamcache_core import Adapter, DiskCache, ReferenceCache, fingerprint, hash_weights
+from ..dreamcache_core import Adapter, DiskCache, ReferenceCache, hash_weights
 from . import patching
 from .checks import check_clip, check_prompt_width, check_vae
 from .encode_reference import PROMPT, TIMESTEP
@@ -53,7 +53,7 @@ class ComfyUIBase:
         self.predicts_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
         self._disk_cache = disk_cache
         if disk_cache:
-            self._vae_fingerprint, self._clip_fingerprint = (fingerprint(part.get_sd()) for part in (vae, clip))
+            self._vae_hash, self._clip_hash = (hash_weights(part.get_sd()) for part in (vae, clip))
         with torch.no_grad():
             self._empty_prompt = self.encode_prompts([PROMPT])
         check_prompt_width(self._empty_prompt.shape[-1], self.structure)
@@ -80,7 +80,7 @@ class ComfyUIBase:
     def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
         if not (self._disk_cache and keys):
             return self._encode_images(images)
-        keys = [key and f"{self._vae_fingerprint}/{key}" for key in keys]
+        keys = [key and f"{self._vae_hash}/{key}" for key in keys]
         latents = self._disk_cache.get(keys, lambda numbers: list(self._encode_images(images[numbers])))
         return torch.stack([latent.to(self.device) for latent in latents])
 
@@ -90,7 +90,7 @@ class ComfyUIBase:
 
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         if self._disk_cache:
-            keys = [f"{self._clip_fingerprint}/{prompt}" for prompt in prompts]
+            keys = [f"{self._clip_hash}/{prompt}" for prompt in prompts]
             contexts = self._disk_cache.get(keys, lambda numbers: self._encode_prompts([prompts[n] for n in numbers]))
         else:
             contexts = self._encode_prompts(prompts)
