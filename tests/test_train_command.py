@@ -66,6 +66,7 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(triplets: Pa
 
     trained = load_adapter(tmp_path / "adapter.safetensors").adapter
     assert trained.base_model == "SD1.x"
+    assert [(training.steps, training.batch, training.triplets) for training in trained.provenance] == [(2, 2, 2)]
     assert all(tensor.isfinite().all() for tensor in trained.state_dict().values())
 
     refused = train("--steps", "2", "--data", str(tmp_path / "nothing"))
