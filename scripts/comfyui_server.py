@@ -149,7 +149,8 @@ class ComfyUIServer:
         raise WorkflowError(f"Not done after {timeout:.0f} seconds.")
 
     def interrupt(self) -> None:
-        """Cancel the prompt that is running, whose `run` raises WorkflowError then."""
+        """Cancel the prompt that is running, whose `run` raises WorkflowError then, and those that wait."""
+        self._post("/queue", b'{"clear": true}', "application/json")
         self._post("/interrupt", b"", "application/json")
 
     def download(self, image: Mapping[str, str], path: Path) -> Path:

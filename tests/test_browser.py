@@ -151,7 +151,8 @@ def test_training_shows_its_loss_and_samples_while_it_runs_and_can_be_cancelled(
         page.get_by_role("button", name="Cancel current run").click()
         page.wait_for_function("!app.runningNodeId", timeout=60_000)
     finally:
-        server.interrupt()  # Else all tests after a failure would wait for it.
+        # The number beside Run is still that of the test before, and all tests after this one would wait.
+        server.interrupt()
     assert newest_checkpoint(server.base / "output" / "dreamcache_training" / "watched")
 
 
