@@ -48,6 +48,13 @@ class _SD21V(comfy.supported_models.SD20):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+class _SD15V(comfy.supported_models.SD15):
+    """SD1.5 that predicts v."""
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
 class Structure(NamedTuple):
     config: type[comfy.supported_models_base.BASE]
     unet: dict[str, Any]
@@ -109,6 +116,7 @@ _FLUX = {
 
 STRUCTURES = {
     "sd15": Structure(comfy.supported_models.SD15, _SD15, text_width=48),
+    "sd15_v": Structure(_SD15V, _SD15, text_width=48),
     "sd21": Structure(comfy.supported_models.SD20, _SD21, text_width=64),
     "sd21_v": Structure(_SD21V, _SD21, text_width=64),
     "sd15_inpaint": Structure(comfy.supported_models.SD15, _SD15 | {"in_channels": 9}, text_width=48),

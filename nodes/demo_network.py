@@ -1,0 +1,171 @@
+"""The demo model's networks: ComfyUI's own classes of SD1.5's structure, with few channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+import torch.nn.functional as F
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ..dreamcache_core import DreamCacheError
+from ..dreamcache_core.files import read_header, read_tensors
+
+FILE_KIND = "demo model"
+FILE_VERSION = 1
+
+TOKENS = 16
+"""Of a prompt; longer ones are cut into parts of so many, as ComfyUI cuts those of SD1.5 into parts of 77."""
+
+_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "context_dim": 96,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "use_checkpoint": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+    "adm_in_channels": None,
+    "legacy": False,
+}
+_TEXT = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": TOKENS,
+}
+_PIXELS = 4
+_AUTOENCODER = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 128 // _PIXELS,
+        "in_channels": 3 * _PIXELS**2,
+        "out_ch": 3 * _PIXELS**2,
+        "ch": 64,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+}
+
+
+class DemoAutoencoder(AutoencoderKL):
+    """SD1.5's, but on blocks of 4 × 4 pixels in place of its finer half, which is what takes time."""
+
+    def __init__(self) -> None:
+        super().__init__(**_AUTOENCODER)
+
+    def encode(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().encode(F.pixel_unshuffle(x, _PIXELS), *args, **kwargs)
+
+    def decode(self, z: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return F.pixel_shuffle(super().decode(z, **kwargs), _PIXELS)
+
+
+class _LatentFormat(comfy.latent_formats.SD15):
+    """SD1.5's scale, which the autoencoder's weights are made for; `rgb_factors` (4, 3) are for previews."""
+
+    def __init__(self, rgb_factors: list[list[float]] | None = None) -> None:
+        super().__init__()
+        if rgb_factors:
+            self.latent_rgb_factors = rgb_factors
+
+
+class _Config(comfy.supported_models.SD15):
+    """SD1.5, but predicting v: colours, which a reference is about, are learned sooner at high noise."""
+
+    def model_type(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+@dataclass(frozen=True, eq=False)
+class DemoNetworks:
+    """What Load Checkpoint gives."""
+
+    model: ModelPatcher
+    clip: CLIP
+    vae: VAE
+
+
+def load_demo_networks(path: Path) -> DemoNetworks:
+    """Read the file that the recipe wrote. Raises DreamCacheError if it is missing or damaged."""
+    metadata, tensors = read_tensors(path)
+    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
+    if header is None:
+        raise DreamCacheError(f"{path.name} is no demo model: make it with scripts/make_demo.py.")
+    return demo_networks(tensors, header["rgb_factors"])
+
+
+def demo_networks(tensors: Mapping[str, torch.Tensor], rgb_factors: list[list[float]] | None = None) -> DemoNetworks:
+    """The networks with these weights, named `unet.…`, `text_encoder.…` and `autoencoder.…`; parts that have none are
+    left undefined, for the recipe to train.
+    """
+    weights = {
+        part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("unet", "text_encoder", "autoencoder")
+    }
+    return DemoNetworks(
+        _model(weights["unet"], rgb_factors), _clip(weights["text_encoder"]), _vae(weights["autoencoder"])
+    )
+
+
+def _model(weights: dict[str, torch.Tensor], rgb_factors: list[list[float]] | None) -> ModelPatcher:
+    config = _Config(dict(_UNET))
+    config.latent_format = _LatentFormat(rgb_factors)
+    device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = config.get_model({}, device=offload_device)
+    patcher = _patcher(model, device, offload_device)
+    if weights:
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
+    return patcher
+
+
+def _clip(weights: dict[str, torch.Tensor]) -> CLIP:
+    clip = CLIP(
+        comfy.supported_models.SD15({}).clip_target(),
+        tokenizer_data={"clip_l_max_length": TOKENS},
+        model_options={"clip_l_model_config": _TEXT},
+    )
+    if weights:
+        clip.load_sd(weights, full_model=True)
+    return clip
+
+
+def _patcher(model: torch.nn.Module, device: torch.device, offload_device: torch.device) -> ModelPatcher:
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload_device)
+
+
+def _vae(weights: dict[str, torch.Tensor]) -> VAE:
+    vae = VAE(sd=weights, config={"params": _AUTOENCODER})
+    network = DemoAutoencoder()
+    if weights:
+        network.load_state_dict(weights)
+    vae.first_stage_model = network.eval().to(vae.vae_dtype)
+    vae.patcher = _patcher(vae.first_stage_model, vae.device, comfy.model_management.vae_offload_device())
+    return vae
