@@ -10,6 +10,7 @@ from .nodes.apply import ApplyDreamCache
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.prompt_source import DreamCachePromptSource
+from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_triplet import DreamCacheSaveTriplet
 from .nodes.train_adapter import DreamCacheTrainAdapter
@@ -22,6 +23,7 @@ class DreamCacheExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         register_models_folder()
+        register_routes()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

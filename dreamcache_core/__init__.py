@@ -4,8 +4,9 @@ Nothing here knows of ComfyUI; `nodes/` brings the two together. Paper: arXiv 24
 """
 
 from .adapter import Adapter, AdapterLayer, Attention, attend, untrained_adapter
-from .adapter_file import SUFFIXES, AdapterFile, load_adapter, save_adapter
+from .adapter_file import SUFFIXES, AdapterDescription, AdapterFile, describe_adapter, load_adapter, save_adapter
 from .batches import make_batches
+from .catalogue import AdapterCatalogue, checkpoint_family
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .contact_sheet import contact_sheet
 from .disk_cache import DiskCache, fingerprint
@@ -53,6 +54,8 @@ __all__ = [
     "SUFFIXES",
     "VERSION",
     "Adapter",
+    "AdapterCatalogue",
+    "AdapterDescription",
     "AdapterFile",
     "AdapterLayer",
     "Attention",
@@ -84,10 +87,12 @@ __all__ = [
     "VisionTransformer",
     "Yardsticks",
     "attend",
+    "checkpoint_family",
     "choose_line",
     "combine_words",
     "contact_sheet",
     "denoising_loss",
+    "describe_adapter",
     "describe_scores",
     "draw",
     "draw_loss_curve",

@@ -66,6 +66,18 @@ class AdapterLayer(nn.Module):
         return self.linear_cat(torch.cat([self_attention, self.to_out(cross_attention)], dim=-1))
 
 
+def weight_shapes(channels: int) -> dict[str, tuple[int, ...]]:
+    """What an AdapterLayer's weights are called and how large they are, told without making one."""
+    return {
+        "norm_mem.weight": (channels,),
+        "norm_mem.bias": (channels,),
+        **{f"{name}.weight": (channels, channels) for name in ("to_q", "to_k", "to_v", "to_out")},
+        "to_out.bias": (channels,),
+        "linear_cat.weight": (channels, 2 * channels),
+        "linear_cat.bias": (channels,),
+    }
+
+
 def _over_batch(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     """Repeat (references, tokens, channels) until it is (batch, tokens, channels). One reference isn't copied."""
     return tensor.expand(batch // len(tensor), *tensor.shape).flatten(0, 1)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .adapter import Adapter
+from .adapter import Adapter, weight_shapes
 from .errors import DreamCacheError
-from .files import read_header, read_tensors, write_file
+from .files import Shapes, read_header, read_shapes, read_tensors, write_file
 from .layers import TransformerLayer
 from .provenance import Provenance
 
@@ -79,40 +80,114 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
         tensors = _read_pickle(path)
     else:
         metadata, tensors = read_tensors(path)
-    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-    if header is not None:
-        layers = tuple(TransformerLayer(**layer) for layer in header["layers"])
-        adapter = _build(path, layers, header["base_model"], tensors, operations)
-        adapter.provenance = tuple(map(Provenance.from_json, header.get("provenance", ())))
-        return AdapterFile(adapter, "DreamCache adapter")
-    tensors = _from_authors(path, tensors)
-    layers = tuple(
-        TransformerLayer(
-            name.removesuffix(".to_q.weight"), tensor.shape[0], heads=tensor.shape[0] // _AUTHORS_HEAD_CHANNELS
-        )
-        for name, tensor in tensors.items()
-        if name.endswith(".to_q.weight")
-    )
-    return AdapterFile(
-        _build(path, layers, _AUTHORS_BASE_MODEL, tensors, operations), "the authors' DreamCache adapter"
-    )
-
-
-def _build(
-    path: Path,
-    layers: tuple[TransformerLayer, ...],
-    base_model: str,
-    tensors: Mapping[str, torch.Tensor],
-    operations: Any,
-) -> Adapter:
+    contents = _interpret(path, metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     # On the meta device, because the file brings the weights: nothing is drawn at random only to be replaced.
     with torch.device("meta"):
-        adapter = Adapter(layers, base_model, operations)
-    expected = {name: tensor.shape for name, tensor in adapter.state_dict().items()}
-    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+        adapter = Adapter(contents.layers, contents.base_model, operations, contents.provenance)
+    adapter.load_state_dict({contents.names[name]: tensor for name, tensor in tensors.items()}, assign=True)
+    return AdapterFile(adapter.requires_grad_(False).eval(), contents.format)
+
+
+@dataclass(frozen=True)
+class AdapterDescription:
+    """What a file is, as far as one can tell without reading weights.
+
+    `size`: in bytes. `format`: in words. `base_model`: the family it was trained for. `layers`: their names.
+    `provenance`: a sentence for each training. What isn't known of a file is None. `problem`: why it can't be used.
+    """
+
+    size: int
+    format: str | None = None
+    base_model: str | None = None
+    layers: tuple[str, ...] | None = None
+    parameters: int | None = None
+    provenance: tuple[str, ...] | None = None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe_adapter(path: Path) -> AdapterDescription:
+    """Describe a file that `load_adapter` would read, by its header alone; a pickle isn't opened."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return AdapterDescription(0, problem=f"{path} is not there.")
+    if path.suffix in _PICKLED:
+        return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
+    try:
+        metadata, shapes = read_shapes(path)
+        contents = _interpret(path, metadata, shapes)
+    except DreamCacheError as error:
+        return AdapterDescription(size, problem=str(error))
+    return AdapterDescription(
+        size,
+        contents.format,
+        contents.base_model,
+        tuple(layer.name for layer in contents.layers),
+        sum(map(math.prod, shapes.values())),
+        tuple(training.description for training in contents.provenance),
+    )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a file says. `names`: those of its tensors → those of the adapter's."""
+
+    format: str
+    base_model: str
+    layers: tuple[TransformerLayer, ...]
+    names: Mapping[str, str]
+    provenance: tuple[Provenance, ...] = ()
+
+
+def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Contents:
+    """Raises DreamCacheError unless the tensors, of which the shapes are enough, are those of an adapter."""
+    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
+    contents = _of_authors(path, shapes) if header is None else _of_ours(path, header, shapes)
+    expected = {
+        f"{layer.name}.{name}": shape
+        for layer in contents.layers
+        for name, shape in weight_shapes(layer.channels).items()
+    }
+    if expected != {contents.names[name]: shape for name, shape in shapes.items()}:
         raise DreamCacheError(f"{path.name} lacks some of its adapter's weights or has others: download it again.")
-    adapter.load_state_dict(dict(tensors), assign=True)
-    return adapter.requires_grad_(False).eval()
+    return contents
+
+
+def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:
+    try:
+        return _Contents(
+            "DreamCache adapter",
+            str(header["base_model"]),
+            tuple(TransformerLayer(**layer) for layer in header["layers"]),
+            {name: name for name in shapes},
+            tuple(map(Provenance.from_json, header.get("provenance", ()))),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
+
+
+def _of_authors(path: Path, shapes: Shapes) -> _Contents:
+    names = {name: _our_name(path, name) for name in shapes}
+    if not names:
+        raise DreamCacheError(f"{path.name} holds no tensors: download it again.")
+    channels = {
+        ours.removesuffix(".to_q.weight"): shapes[name][0]
+        for name, ours in names.items()
+        if ours.endswith(".to_q.weight") and shapes[name]
+    }
+    layers = tuple(TransformerLayer(layer, width, width // _AUTHORS_HEAD_CHANNELS) for layer, width in channels.items())
+    return _Contents("the authors' DreamCache adapter", _AUTHORS_BASE_MODEL, layers, names)
+
+
+def _our_name(path: Path, name: str) -> str:
+    layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
+    part, _, parameter = rest.rpartition(".")
+    if not found or part not in _AUTHORS_NAMES:
+        raise DreamCacheError(f"{path.name} is {_guess(name)}, not a DreamCache adapter: {_ADVICE}")
+    return f"{layer}.{_AUTHORS_NAMES[part]}.{parameter}"
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -131,19 +206,6 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 _ADVICE = "choose a DreamCache adapter, and load other files with their own nodes."
-
-
-def _from_authors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for key, tensor in tensors.items():
-        layer, found, rest = key.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
-        name, _, parameter = rest.rpartition(".")
-        if not found or name not in _AUTHORS_NAMES:
-            raise DreamCacheError(f"{path.name} is {_guess(key)}, not a DreamCache adapter: {_ADVICE}")
-        renamed[f"{layer}.{_AUTHORS_NAMES[name]}.{parameter}"] = tensor
-    if not renamed:
-        raise DreamCacheError(f"{path.name} holds no tensors: download it again.")
-    return renamed
 
 
 def _guess(key: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +18,8 @@ from .errors import DreamCacheError
 
 # Metadata of a file: {"format": "dreamcache.adapter", "version": "1", "header": <JSON object>}.
 Header = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of tensors, by their names."""
 
 
 def write_file(path: Path, kind: str, version: int, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -39,9 +42,24 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
     Raises DreamCacheError if the file is missing, truncated or something else.
     """
+    with _opened(path) as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_shapes(path: Path) -> tuple[dict[str, str], Shapes]:
+    """Metadata and the tensors' shapes of any `.safetensors` file, of which nothing but its header is read.
+
+    Raises DreamCacheError as `read_tensors` does.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            yield file
     except FileNotFoundError:
         raise DreamCacheError(f"{path} is not there.") from None
     except (SafetensorError, OSError) as error:

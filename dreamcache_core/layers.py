@@ -46,9 +46,13 @@ class UNetStructure:
 
     @property
     def base_model(self) -> str:
-        """The base model family in words: `SD1.x`, `SD2.x`, or a description where it has no name."""
-        widths = (self.model_channels, self.context_dim)
-        return _FAMILIES.get(widths, "a U-Net of {} channels and {}-wide prompts".format(*widths))
+        return family(self.model_channels, self.context_dim)
+
+
+def family(model_channels: int, context_dim: int) -> str:
+    """The base model family in words: `SD1.x`, `SD2.x`, or a description where it has no name."""
+    name = _FAMILIES.get((model_channels, context_dim))
+    return name or f"a U-Net of {model_channels} channels and {context_dim}-wide prompts"
 
 
 def read_structure(unet: torch.nn.Module) -> UNetStructure:

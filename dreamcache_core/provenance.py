@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,12 @@ class Provenance:
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> Provenance:
-        """What `to_json` gave; what later versions may have added to it is left out."""
-        return cls(**{field.name: json[field.name] for field in fields(cls)})
+        """What `to_json` gave; what later versions may have added to it is left out.
+
+        Raises KeyError, TypeError or ValueError for anything else.
+        """
+        steps, batch, triplets = (int(json[name]) for name in ("steps", "batch", "triplets"))
+        return cls(str(json["base_hash"]), steps, batch, triplets, str(json["version"]))
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:

@@ -1,0 +1,128 @@
+"""What the server tells the front end of files, by their headers alone, and that it tells of no others."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import environment
+import pytest
+import torch
+from comfyui_server import ComfyUIServer
+from dreamcache.dreamcache_core import checkpoint_family
+from graph import adapter_file
+from safetensors.torch import save_file
+
+AUTHORS_FILE = Path(__file__).parent / "conformance" / "official_format_sd21_mini.pt"
+
+
+def ask(server: ComfyUIServer, path: str, method: str = "GET") -> tuple[int, Any]:
+    """Status and JSON of an answer. The path goes to the server as it stands, dots and all."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def test_an_adapter_is_described_without_being_loaded(server: ComfyUIServer) -> None:
+    name = adapter_file(server, "sd15")
+    _, description = ask(server, f"/dreamcache/adapters/{name}")
+    assert description == {
+        "size": (server.base / "models" / "dreamcache" / name).stat().st_size,
+        "format": "DreamCache adapter",
+        "base_model": "a U-Net of 32 channels and 48-wide prompts",
+        "layers": ["middle_block.1", *(f"output_blocks.{number}.1" for number in (4, 6, 8, 10))],
+        "parameters": 253_568,
+        "provenance": [],
+        "problem": None,
+    }
+    assert ask(server, "/api/dreamcache/adapters")[1][name] == description
+
+
+def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUIServer) -> None:
+    folder = server.base / "models" / "dreamcache" / "odd"
+    folder.mkdir(exist_ok=True)
+    good = folder.parent / adapter_file(server, "sd15")
+    (folder / "cut.safetensors").write_bytes(good.read_bytes()[:-100])
+    (folder / "empty.safetensors").touch()
+    (folder / "random.safetensors").write_bytes(os.urandom(5000))
+    save_file({"lora_up.weight": torch.zeros(1)}, folder / "lora.safetensors")
+    for number, header in enumerate(["[]", '{"base_model": "SD1.x", "layers": [{"width": 3}]}', "{}"]):
+        metadata = {"format": "dreamcache.adapter", "version": "1", "header": header}
+        save_file({"a": torch.zeros(1)}, folder / f"header{number}.safetensors", metadata)
+    # Were it opened, this would be told to be damaged.
+    (folder / "authors.pt").write_bytes(b"nothing")
+    try:
+        _, listed = ask(server, "/dreamcache/adapters")
+        odd = {name.removeprefix("odd/"): listed[name] for name in listed if name.startswith("odd/")}
+        for name in ("cut", "empty", "random"):
+            assert "is damaged or incomplete" in odd[f"{name}.safetensors"]["problem"]
+        assert "is a LoRA" in odd["lora.safetensors"]["problem"]
+        for number in range(3):
+            assert "has a damaged header" in odd[f"header{number}.safetensors"]["problem"]
+        assert odd["authors.pt"]["format"] == ".pt, the authors' format, not opened"
+        assert odd["authors.pt"]["problem"] is None
+
+        shutil.copyfile(good, folder / "cut.safetensors")
+        assert ask(server, "/dreamcache/adapters/odd/cut.safetensors")[1]["problem"] is None
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_nothing_outside_the_models_folders_can_be_named(server: ComfyUIServer) -> None:
+    secret = server.base / "models" / "secret.safetensors"
+    shutil.copyfile(server.base / "models" / "dreamcache" / adapter_file(server, "sd15"), secret)
+    link = server.base / "models" / "dreamcache" / "notes.txt"
+    link.touch()
+    names = ["../secret.safetensors", "./../secret.safetensors", str(secret), "notes.txt", "absent.safetensors"]
+    for route in ("adapters", "checkpoints"):
+        for name in (*names, *map(quote, names), *(quote(name, safe="") for name in names)):
+            status, answer = ask(server, f"/dreamcache/{route}/{name}")
+            assert (status, list(answer)) == (404, ["error"]), name
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "nothing"), ("GET", ""), ("POST", "adapters"), ("GET", "adapters/")]
+)
+def test_every_error_is_json(server: ComfyUIServer, method: str, path: str) -> None:
+    status, answer = ask(server, f"/dreamcache/{path}", method)
+    assert (status, list(answer)) == (404, ["error"])
+
+
+def test_the_family_of_a_checkpoint_is_told(server: ComfyUIServer, tmp_path: Path) -> None:
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    reads_prompt = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    sdxl = {first: torch.zeros(320, 4, 3, 3), reads_prompt: torch.zeros(640, 2048)}
+    checkpoint = server.base / "models" / "checkpoints" / "family.safetensors"
+    save_file(sdxl, checkpoint)
+    assert ask(server, f"/dreamcache/checkpoints/{checkpoint.name}") == (200, {"base_model": "SDXL"})
+    for tensor, family in (("model.diffusion_model.double_blocks.0", "no U-Net such as SD1.x's"), ("weight", None)):
+        save_file({tensor: torch.zeros(1)}, tmp_path / "other.safetensors")
+        assert checkpoint_family(tmp_path / "other.safetensors") == family
+    assert checkpoint_family(AUTHORS_FILE) is None
+
+
+def test_a_thousand_adapters_are_listed_in_under_200_ms(server: ComfyUIServer, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    content = (server.base / "models" / "dreamcache" / adapter_file(server, "sd15")).read_bytes()
+    for number in range(1000):
+        (folder / f"{number:04}.safetensors").write_bytes(content)
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"mine:\n  base_path: {tmp_path}\n  dreamcache: adapters\n")
+    arguments = ["--cpu", "--extra-model-paths-config", str(config)]
+    packs = {"dreamcache": environment.ROOT}
+    with ComfyUIServer(environment.ensure(), packs, arguments=arguments) as own:
+        seconds = []
+        for _ in range(4):
+            started = time.perf_counter()
+            _, listed = ask(own, "/dreamcache/adapters")
+            seconds.append(time.perf_counter() - started)
+            assert len(listed) == 1000
+    assert min(seconds[1:]) < 0.2  # The first one reads the files.
