@@ -13,10 +13,13 @@ from environment import ROOT, enter
 
 ENVIRONMENT = enter()
 
+import torch  # noqa: E402
 from comfyui_server import ComfyUIServer  # noqa: E402
-from front_end import WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models  # noqa: E402
+from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from workflow_prompt import PHOTOGRAPH  # noqa: E402
+
+from dreamcache_core import Adapter, TransformerLayer, save_adapter  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -36,6 +39,10 @@ CLOSE_UPS = {
 }
 # Of nodes that are in none of the workflows.
 ALONE = {"DreamCacheEvaluate": "evaluate.png"}
+# Of SD1.x, as Adapter Loader tells of them.
+WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
+WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
+LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
 README_WIDTH = 1400
 THUMBNAIL_WIDTH = 512
 LEGIBLE = 920
@@ -49,6 +56,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with ComfyUIServer(ENVIRONMENT, {"dreamcache": ROOT}) as server:
         place_models(server)
+        save_adapter(server.base / "models" / "dreamcache" / ADAPTER, Adapter(LAYERS, "SD1.x"), torch.float16)
         for name, path in WORKFLOWS.items():
             # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
             photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")

@@ -1,0 +1,28 @@
+/** Texts in the language that the front end is set to: `dreamcache` in locales/<language>/main.json. */
+
+import { api } from '../../../scripts/api.js'
+import { app } from '../../../scripts/app.js'
+
+/** @type {Record<string, { dreamcache?: Record<string, string> }>} */
+let languages = {}
+
+export async function loadWords() {
+    languages = await (await api.fetchApi('/i18n')).json()
+}
+
+/**
+ * A text, with `{name}` replaced by its value.
+ *
+ * @param {string} key
+ * @param {Record<string, string | number>} [values]
+ */
+export function say(key, values = {}) {
+    const text = languages[language()]?.dreamcache?.[key] ?? languages.en?.dreamcache?.[key] ?? key
+    return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]))
+}
+
+/** @param {number} number */
+export const inDigits = (number) => number.toLocaleString(language())
+
+/** @returns {string} */
+const language = () => app.extensionManager.setting.get('Comfy.Locale') ?? 'en'
