@@ -17,7 +17,7 @@ _READS_PROMPT = re.compile(re.escape(_NETWORK) + r"input_blocks\..*\.attn2\.to_k
 
 
 class AdapterCatalogue:
-    """Descriptions of adapter files. A file is read again when it has changed."""
+    """Descriptions of adapter files, for any number of threads. A file is read again when it has changed."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], AdapterDescription]] = {}
@@ -30,15 +30,16 @@ class AdapterCatalogue:
             self._known.pop(path, None)
             return describe_adapter(path)
         state = (status.st_mtime_ns, status.st_size)
-        if path not in self._known or self._known[path][0] != state:
-            self._known[path] = state, describe_adapter(path)
-        return self._known[path][1]
+        known = self._known.get(path)
+        if known is None or known[0] != state:
+            known = self._known[path] = state, describe_adapter(path)
+        return known[1]
 
     def describe_all(self, files: Mapping[str, Path]) -> dict[str, AdapterDescription]:
         """Files, by whatever names they have; all others are forgotten."""
         descriptions = {name: self.describe(path) for name, path in files.items()}
-        for path in self._known.keys() - set(files.values()):
-            del self._known[path]
+        known = self._known.copy()
+        self._known = {path: known[path] for path in files.values() if path in known}
         return descriptions
 
 

@@ -70,8 +70,13 @@ def test_adapter_loader_says_what_its_file_is_and_which_cannot_be_used(front_end
 
 def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front_end: FrontEnd) -> None:
     page = front_end.page
+    is_built = "app.graph.nodes.length === 12 && app.graph.links.size === 16"
     page.evaluate("app.extensionManager.command.execute('DreamCache.BuildBasicGraph')")
-    page.wait_for_function("app.graph.nodes.length === 12 && app.graph.links.size === 16")
+    page.wait_for_function(is_built)
+    page.keyboard.press("Control+z")
+    page.wait_for_function("!app.graph.nodes.length")
+    page.keyboard.press("Control+y")
+    page.wait_for_function(is_built)
     values = "type => app.graph.findNodesByType(type)[0].serialize().widgets_values"
     before = page.evaluate(values, APPLY)
     warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")
@@ -84,7 +89,6 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
         expect(warning).to_be_visible(visible=is_misfit)
         assert page.evaluate(values, APPLY) == before
     assert page.evaluate(values, LOADER) == [ADAPTER]
-    page.keyboard.press("Control+z")
 
 
 def test_a_server_that_is_slow_or_gone_leaves_a_working_node(front_end: FrontEnd) -> None:
