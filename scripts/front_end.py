@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from comfyui_server import ComfyUIServer, Prompt
 from environment import ROOT, chromium
-from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, sync_playwright
 
 Workflow = dict[str, Any]
 """A graph as ComfyUI's "Export" saves it, with the nodes' places."""
@@ -65,6 +65,16 @@ class FrontEnd:
         """What Run would send to the server."""
         nodes = self.page.evaluate("async () => (await app.graphToPrompt()).output").items()
         return {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in nodes}
+
+    def search_nodes(self, place: Point) -> Locator:
+        """Open the node search with a double click on a free place of the window, and give its field."""
+        field = self.page.get_by_role("combobox", name="Add a node")
+        for _ in range(3):
+            self.page.mouse.dblclick(*place)
+            with suppress(Error):  # A busy browser takes the double click for two single ones.
+                field.wait_for(timeout=5_000)
+                break
+        return field
 
     def add(self, class_type: str, position: Point) -> None:
         """Put a node into the graph, at a place of the graph."""

@@ -62,8 +62,7 @@ def test_every_node_and_input_and_output_explains_itself(server: ComfyUIServer) 
 
 @pytest.mark.parametrize("node", NODES)
 def test_node_search_finds_the_node_by_its_name_and_adds_it(front_end: FrontEnd, node: str) -> None:
-    front_end.page.mouse.dblclick(*FREE_PLACE)
-    front_end.page.get_by_role("combobox", name="Add a node").fill(NODES[node])
+    front_end.search_nodes(FREE_PLACE).fill(NODES[node])
     first = front_end.page.get_by_test_id("result-item").first
     expect(first).to_contain_text(NODES[node])
     front_end.page.keyboard.press("Enter")
