@@ -13,6 +13,7 @@ from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_triplet import DreamCacheSaveTriplet
+from .nodes.strengths import DreamCacheStrengths
 from .nodes.train_adapter import DreamCacheTrainAdapter
 
 # Help pages: web/docs/<node id>.md.
@@ -31,6 +32,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheEncodeReference,
             DreamCacheAdapterLoader,
             ApplyDreamCache,
+            DreamCacheStrengths,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
             DreamCacheTrainAdapter,

@@ -23,8 +23,18 @@ from .evaluation import (
     save_evaluation,
 )
 from .files import name_and_hash
-from .layers import DEFAULT_STAGES, STAGES, Stage, TransformerLayer, UNetStructure, read_structure, select_layers
+from .layers import (
+    DEFAULT_STAGES,
+    STAGES,
+    Stage,
+    TransformerLayer,
+    UNetStructure,
+    group_of,
+    read_structure,
+    select_layers,
+)
 from .loss_curve import draw_loss_curve
+from .masks import resize_mask
 from .measuring import (
     METRICS,
     ImageEncoder,
@@ -39,7 +49,8 @@ from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, load_reference_cache
-from .reference_image import resize_to_area, subject_box, subject_on_white
+from .reference_image import resize_to_area, silhouette, subject_box, subject_on_white
+from .strengths import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
 from .subjects import Subject, load_picture, open_subjects
 from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
 from .training_folder import TrainingFolder
@@ -48,7 +59,9 @@ from .triplets import Triplet, Triplets, epoch_order, open_triplets
 from .vision_transformer import VisionTransformer, load_vision_transformer
 
 __all__ = [
+    "CONSTANT",
     "DEFAULT_STAGES",
+    "MAX_STRENGTH",
     "METRICS",
     "STAGES",
     "SUFFIXES",
@@ -75,6 +88,7 @@ __all__ = [
     "ReferenceCache",
     "Scores",
     "Stage",
+    "Strengths",
     "Subject",
     "SubjectMeasure",
     "Trainer",
@@ -96,8 +110,11 @@ __all__ = [
     "describe_scores",
     "draw",
     "draw_loss_curve",
+    "ease_in",
+    "ease_out",
     "epoch_order",
     "fingerprint",
+    "group_of",
     "hash_weights",
     "load_adapter",
     "load_checkpoint",
@@ -112,8 +129,10 @@ __all__ = [
     "open_subjects",
     "open_triplets",
     "plan_drawings",
+    "read_curve",
     "read_manifest",
     "read_structure",
+    "resize_mask",
     "resize_to_area",
     "resume",
     "run",
@@ -123,6 +142,7 @@ __all__ = [
     "save_evaluation",
     "save_sample",
     "select_layers",
+    "silhouette",
     "subject_box",
     "subject_on_white",
     "to_image",

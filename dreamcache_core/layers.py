@@ -13,6 +13,7 @@ from .errors import DreamCacheError
 Stage = Literal["encoder", "middle", "decoder"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 DEFAULT_STAGES: tuple[Stage, ...] = ("middle", "decoder")
+Group = Literal["bottleneck", "coarse", "medium", "fine"]
 
 _STAGE_OF_PREFIX: dict[str, Stage] = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
 
@@ -104,3 +105,17 @@ def select_layers(
             of_stage = [layer for layer in layers if layer.stage == stage]
             selected += of_stage if stage == "middle" else of_stage[1::2]
     return tuple(selected)
+
+
+def group_of(layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> Group:
+    """Which of the layers it is one of, by resolution: the middle block's, or the others' lowest, highest or between.
+
+    `layers`: of the same U-Net, which is the narrower the higher its resolution. The cached decoder layers of SD1.x
+    and SD2.x are coarse (output block 4), medium (6, 8) and fine (10).
+    """
+    if layer.stage == "middle":
+        return "bottleneck"
+    widths = [other.channels for other in layers if other.stage != "middle"]
+    if layer.channels == min(widths):
+        return "fine"
+    return "coarse" if layer.channels == max(widths) else "medium"

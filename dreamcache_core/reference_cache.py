@@ -11,9 +11,12 @@ import torch
 from .errors import DreamCacheError
 from .files import read_header, read_tensors, write_file
 from .layers import TransformerLayer, UNetStructure
+from .masks import resize_mask
 
 FILE_KIND = "reference_cache"
 FILE_VERSION = 1
+# Beside the features in a file, which go by their layers' names.
+_SUBJECT = "subject"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,7 @@ class ReferenceCache:
     `base_model`: the family in words, as UNetStructure has it. `layers`: the cached layers.
     `latent_size`: (height, width) of the reference in latent pixels. `timestep`: of the caching pass.
     `prompt`: of the caching pass, empty in the paper.
+    `subject`: (references, height, width) in latent pixels, 1 on the subject, of which alone is read; None: of all.
     """
 
     features: Mapping[str, torch.Tensor]
@@ -32,6 +36,7 @@ class ReferenceCache:
     latent_size: tuple[int, int]
     timestep: int
     prompt: str
+    subject: torch.Tensor | None = None
 
     @property
     def references(self) -> int:
@@ -40,10 +45,19 @@ class ReferenceCache:
     def tokens(self, layer: str, paired: bool = False) -> torch.Tensor:
         """What the adapter of `layer` reads, all references in a row: (1, references · height · width, channels).
 
-        `paired`: each by itself, (references, height · width, channels).
+        Of a reference with a subject, only the subject's.
+        `paired`: each by itself and whole, (references, height · width, channels).
         """
-        tokens = self.features[layer].flatten(2).transpose(1, 2)
-        return tokens if paired else tokens.flatten(0, 1).unsqueeze(0)
+        features = self.features[layer]
+        tokens = features.flatten(2).transpose(1, 2)
+        if paired:
+            return tokens
+        if self.subject is None:
+            return tokens.flatten(0, 1).unsqueeze(0)
+        subject = resize_mask(self.subject, *features.shape[2:]).flatten(1)
+        # At least half of a token is the subject; of one too small for that, the tokens that have most of it.
+        most = subject.amax(dim=1, keepdim=True)
+        return tokens[subject >= most.clamp(max=0.5)].unsqueeze(0)
 
     def check_fits(self, structure: UNetStructure, layers: tuple[TransformerLayer, ...]) -> None:
         """Raise DreamCacheError unless the cache is from this base model and holds what `layers` read."""
@@ -67,7 +81,8 @@ class ReferenceCache:
             "timestep": self.timestep,
             "prompt": self.prompt,
         }
-        write_file(path, FILE_KIND, FILE_VERSION, header, self.features)
+        subject = {} if self.subject is None else {_SUBJECT: self.subject}
+        write_file(path, FILE_KIND, FILE_VERSION, header, {**self.features, **subject})
 
 
 def load_reference_cache(path: Path) -> ReferenceCache:
@@ -77,6 +92,7 @@ def load_reference_cache(path: Path) -> ReferenceCache:
     if header is None:
         raise DreamCacheError(f"{path.name} is not a DreamCache reference cache.")
     height, width = header["latent_size"]
+    subject = features.pop(_SUBJECT, None)
     return ReferenceCache(
         features=features,
         base_model=header["base_model"],
@@ -84,4 +100,5 @@ def load_reference_cache(path: Path) -> ReferenceCache:
         latent_size=(height, width),
         timestep=header["timestep"],
         prompt=header["prompt"],
+        subject=subject,
     )

@@ -37,6 +37,12 @@ def subject_on_white(image: torch.Tensor, mask: torch.Tensor, resolution: int) -
     return torch.stack([place_on_white(subject, resolution, size=1 - 2 * MARGIN) for subject in subjects])
 
 
+def silhouette(mask: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Where the subjects are in what `subject_on_white` makes with these masks: (batch, side, side), 1 on them."""
+    black = torch.zeros_like(mask).unsqueeze(-1).expand(-1, -1, -1, 3)
+    return 1 - subject_on_white(black, mask, resolution)[..., 0]
+
+
 def subject_box(mask: torch.Tensor) -> tuple[slice, slice] | None:
     """Rows and columns of the subject of a mask (height, width), or None if it holds none."""
     subject = mask > 0.5

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import ReferenceCache
+from ..dreamcache_core import ReferenceCache, Strengths
 from . import patching
-from .types import CATEGORY, AdapterType, ReferenceCacheType
-
-BOTH_ROWS = "both"
-CONDITIONED_ROWS = "conditioned"
+from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
 
 
 class ApplyDreamCache(io.ComfyNode):
@@ -64,11 +64,24 @@ class ApplyDreamCache(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rows",
-                    options=[BOTH_ROWS, CONDITIONED_ROWS],
-                    default=BOTH_ROWS,
-                    tooltip="Which rows of the batch read the reference: those of both prompts, as in training, or "
-                    "only those of the positive prompt, so that CFG pushes towards the reference too.",
+                    options=list(get_args(patching.Rows)),
+                    default="both",
+                    tooltip="Which rows of the batch read the reference: those of both prompts, as in training; only "
+                    "those of the positive prompt, so that CFG pushes towards the reference too; or only those of the "
+                    "negative.",
                     advanced=True,
+                ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="White where the reference enters, grey where it enters less. Of any size; one mask, or "
+                    "one for each latent of the batch. Without it the reference enters everywhere.",
+                ),
+                StrengthsType.Input(
+                    "strengths",
+                    optional=True,
+                    tooltip="From DreamCache Strengths: how much enters at which layers and when. It is multiplied "
+                    "with strength.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For a sampler, or for the next Apply DreamCache.")],
@@ -85,7 +98,9 @@ class ApplyDreamCache(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         image_guidance: float,
-        rows: str,
+        rows: patching.Rows,
+        region: torch.Tensor | None = None,
+        strengths: Strengths | None = None,
     ) -> io.NodeOutput:
         injection = patching.Injection(
             adapter=adapter,
@@ -94,6 +109,8 @@ class ApplyDreamCache(io.ComfyNode):
             start_percent=start_percent,
             end_percent=end_percent,
             image_guidance=image_guidance,
-            conditioned_only=rows == CONDITIONED_ROWS,
+            rows=rows,
+            strengths=strengths or Strengths(),
+            region=None if region is None else region.reshape(-1, *region.shape[-2:]),
         )
         return io.NodeOutput(patching.inject(model, injection))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.sample
 import comfy.sd
 import torch
@@ -9,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, resize_to_area, subject_on_white
+from ..dreamcache_core import DreamCacheError, resize_mask, resize_to_area, silhouette, subject_on_white
 from . import patching
 from .checks import check_clip, check_prompt_width, check_vae
 from .pictures import in_colours, masks_of
@@ -71,6 +73,14 @@ class DreamCacheEncodeReference(io.ComfyNode):
                     tooltip="White on your subject: it is cut out, centred on white and cropped with a margin, which "
                     "is how adapters were trained. One mask, or one for each picture.",
                 ),
+                io.Boolean.Input(
+                    "subject_only",
+                    default=False,
+                    optional=True,
+                    tooltip="Let only what the mask has of the reference be read, and nothing of the white around it. "
+                    "That is faster, too. Without a mask it does nothing.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 ReferenceCacheType.Output(
@@ -91,27 +101,35 @@ class DreamCacheEncodeReference(io.ComfyNode):
         seed: int,
         resolution: int,
         mask: torch.Tensor | None = None,
+        subject_only: bool = False,
     ) -> io.NodeOutput:
         structure = patching.structure_of(model)
-        reference = _prepare(image, mask, resolution)
+        reference, subject = _prepare(image, mask, resolution)
         check_clip(clip)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
         check_prompt_width(conditioning[0][0].shape[-1], structure)
         check_vae(vae, model)
         latent = vae.encode(reference)
         noise = comfy.sample.prepare_noise(latent, seed)
-        return io.NodeOutput(patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT))
+        cache = patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT)
+        if subject_only and subject is not None:
+            cache = replace(cache, subject=resize_mask(subject, *cache.latent_size))
+        return io.NodeOutput(cache)
 
 
-def _prepare(image: torch.Tensor, mask: torch.Tensor | None, resolution: int) -> torch.Tensor:
+def _prepare(
+    image: torch.Tensor, mask: torch.Tensor | None, resolution: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What is encoded, (batch, height, width, 3), and where in it the subjects are, (batch, height, width)."""
     if not len(image):
         raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
     image = in_colours(image)
     if mask is None:
-        return resize_to_area(image, resolution)
+        return resize_to_area(image, resolution), None
     masks = len(mask.reshape(-1, *mask.shape[-2:]))
     if masks not in (1, len(image)):
         raise DreamCacheError(
             f"There are {masks} masks for {len(image)} images: connect one mask for all, or one for each image."
         )
-    return subject_on_white(image, masks_of(image, mask), resolution)
+    mask = masks_of(image, mask)
+    return subject_on_white(image, mask, resolution), silhouette(mask, resolution)

@@ -5,17 +5,18 @@ Everything is put on a clone of the ModelPatcher, and ComfyUI takes it off the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.samplers
+import numpy as np
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -24,13 +25,17 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch.utils.checkpoint import checkpoint
 
 from ..dreamcache_core import (
+    CONSTANT,
     STAGES,
     Adapter,
     AdapterLayer,
+    DreamCacheError,
     ReferenceCache,
+    Strengths,
     TransformerLayer,
     UNetStructure,
     read_structure,
+    resize_mask,
     select_layers,
 )
 
@@ -38,8 +43,12 @@ from ..dreamcache_core import (
 KEY = "dreamcache"
 _RUN_KEY = "dreamcache_run"
 _RECORDING_KEY = "dreamcache_recording"
+# How finely a curve over sampling is read.
+_PROGRESS_POINTS = 257
 
 Options = dict[str, Any]
+# Which rows of the batch read the reference: those of every prompt, or of positive ones, or of negative ones.
+Rows = Literal["both", "conditioned", "unconditioned"]
 
 
 def structure_of(model: ModelPatcher) -> UNetStructure:
@@ -128,10 +137,12 @@ def _record(forward: Callable, layer: str, x: torch.Tensor, context: Any = None,
 
 @dataclass(frozen=True, eq=False)
 class Injection:
-    """One Apply DreamCache: what is injected, how strongly, when, and into which rows of the batch.
+    """One Apply DreamCache: what is injected, how strongly, when, where, and into which rows of the batch.
 
     `adapter`: a ModelPatcher around a core Adapter. `start_percent`, `end_percent`: of sampling, 0…1, inclusive.
-    `conditioned_only`: leave the rows of negative prompts as they are.
+    `strengths`: what `strength` is multiplied with.
+    `region`: one mask, or one for each latent of the batch, (masks, height, width) of any size, 0…1, which the change
+    that is injected is multiplied with; None: everywhere.
     `paired`: each latent of the batch reads the reference of its own number, as in training; not all of them.
     """
 
@@ -141,16 +152,48 @@ class Injection:
     start_percent: float = 0.0
     end_percent: float = 1.0
     image_guidance: float = 1.0
-    conditioned_only: bool = False
+    rows: Rows = "both"
+    strengths: Strengths = field(default_factory=Strengths)
+    region: torch.Tensor | None = None
     paired: bool = False
+
+    def strength_at(self, layer: str) -> float:
+        """0 where nothing is injected."""
+        for own in self.adapter.model.layers:
+            if own.name == layer:
+                return self.strength * self.strengths.at_layer(own, self.cache.layers)
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """Factors of sampling by sigma, on the device where it is, so that no step has to wait for its value.
+
+    `factors`: (n,), of the end of sampling first. `borders`: (n - 1,), the sigmas from each to the next, rising.
+    """
+
+    factors: torch.Tensor
+    borders: torch.Tensor
+
+    def at(self, sigma: torch.Tensor) -> torch.Tensor:
+        return self.factors[torch.searchsorted(self.borders, sigma)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What lives for one sampling run: which prompts are not negative, and the caches' keys and values."""
+    """What lives for one sampling run.
+
+    `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of those that
+    have one. `latent_size`: (height, width). `curves`: of the injections whose strength changes.
+    `keys_values`: of the caches. `regions`: masks as layers need them.
+    """
 
     conditioned: frozenset[UUID] = frozenset()
+    areas: Mapping[UUID, tuple[int, int, int, int]] = field(default_factory=dict)
+    latent_size: tuple[int, int] = (0, 0)
+    curves: Mapping[Injection, _Curve] = field(default_factory=dict)
     keys_values: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
 def wrap_adapter(adapter: Adapter) -> ModelPatcher:
@@ -180,7 +223,7 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
     injection.cache.check_fits(structure, adapter.layers)
 
     model = model.clone()
-    if injection.strength == 0:
+    if not any(injection.strength_at(layer.name) for layer in adapter.layers):
         return model
     options = model.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()), injection)
@@ -194,7 +237,7 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
     if injection.image_guidance != 1:
         # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
         model.set_model_sampler_post_cfg_function(
-            partial(_guide_by_image, injection), disable_cfg1_optimization=not injection.conditioned_only
+            partial(_guide_by_image, injection), disable_cfg1_optimization=injection.rows != "conditioned"
         )
     return model
 
@@ -207,8 +250,21 @@ def _let_blocks_read(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) 
             model.add_object_patch(name, _InjectedForward(forward, layer.name))
 
 
-def _begin_run(executor: Callable, guider: Any, sigmas: torch.Tensor, extra_args: Options, *args, **kwargs):
-    conditioned = set()
+def _begin_run(
+    executor: Callable,
+    guider: Any,
+    sigmas: torch.Tensor,
+    extra_args: Options,
+    callback: Callable,
+    noise: torch.Tensor,
+    *args,
+    **kwargs,
+):
+    model_options = extra_args["model_options"]
+    injections: tuple[Injection, ...] = model_options["transformer_options"].get(KEY, ())
+    for injection in injections:
+        _check_region(injection.region, len(noise))
+    conditioned, areas = set(), {}
     for name, conds in guider.conds.items():
         for cond in conds:
             if "negative" in name:
@@ -216,9 +272,38 @@ def _begin_run(executor: Callable, guider: Any, sigmas: torch.Tensor, extra_args
                 cond["uuid"] = uuid4()
             else:
                 conditioned.add(cond["uuid"])
-    run = _Run(frozenset(conditioned))
-    model_options = _with_options(extra_args["model_options"], {_RUN_KEY: run})
-    return executor(guider, sigmas, {**extra_args, "model_options": model_options}, *args, **kwargs)
+            if "area" in cond:
+                areas[cond["uuid"]] = tuple(cond["area"])
+    sampling = guider.inner_model.model_sampling
+    run = _Run(
+        conditioned=frozenset(conditioned),
+        areas=areas,
+        latent_size=(noise.shape[-2], noise.shape[-1]),
+        curves={
+            injection: _curve_of(injection.strengths, sampling, noise.device)
+            for injection in injections
+            if injection.strengths.curve != CONSTANT
+        },
+    )
+    model_options = _with_options(model_options, {_RUN_KEY: run})
+    extra_args = {**extra_args, "model_options": model_options}
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+
+def _check_region(region: torch.Tensor | None, latents: int) -> None:
+    if region is not None and len(region) not in (1, latents):
+        raise DreamCacheError(
+            f"The region of Apply DreamCache holds {len(region)} masks and the batch {latents} latents: connect one "
+            "mask for all, or one for each latent."
+        )
+
+
+def _curve_of(strengths: Strengths, sampling: Any, device: torch.device) -> _Curve:
+    progress = np.linspace(1, 0, _PROGRESS_POINTS)
+    # ComfyUI's sigmas of the first and the last percent lie outside of all sampling.
+    sigmas = torch.tensor([sampling.percent_to_sigma(float(done)) for done in progress.clip(1e-6, 1 - 1e-6)])
+    factors = torch.tensor(strengths.at_progress(progress), dtype=torch.float32)
+    return _Curve(factors.to(device), ((sigmas[1:] + sigmas[:-1]) / 2).to(device))
 
 
 def _select_active(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
@@ -255,7 +340,7 @@ def _guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
     active = model_options["transformer_options"].get(KEY, ())
     if injection not in active:
         return args["denoised"]
-    row = "uncond" if args["uncond"] and not injection.conditioned_only else "cond"
+    row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
     others = tuple(other for other in active if other is not injection)
     (without,) = comfy.samplers.calc_cond_batch(
         args["model"], [args[row]], args["input"], args["sigma"], _with_options(model_options, {KEY: others})
@@ -272,7 +357,7 @@ class _InjectedForward:
 
     def __call__(self, x: torch.Tensor, context: Any = None, transformer_options: Options | None = None):
         options = transformer_options or {}
-        injections = [injection for injection in options.get(KEY, ()) if self.layer in injection.adapter.model]
+        injections = [injection for injection in options.get(KEY, ()) if injection.strength_at(self.layer)]
         if not injections:
             return self.forward(x, context=context, transformer_options=options)
         # Last of all patches of the self-attention, so that those which rearrange its tokens have put them back.
@@ -298,11 +383,33 @@ def _add_references(
         if memory not in run.keys_values:
             run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer, injection.paired).to(x))
         change = adapter(x, self_attention, *run.keys_values[memory], attention) - self_attention
-        if injection.conditioned_only:
-            conditioned = [float(uuid in run.conditioned) for uuid in options["uuids"]]
-            change *= torch.tensor(conditioned).to(x).repeat_interleave(len(x) // len(conditioned)).reshape(-1, 1, 1)
-        result = result + injection.strength * change
+        if injection.rows != "both":
+            reading = [(uuid in run.conditioned) == (injection.rows == "conditioned") for uuid in options["uuids"]]
+            change *= torch.tensor(reading).to(x).repeat_interleave(len(x) // len(reading)).reshape(-1, 1, 1)
+        if injection.region is not None:
+            change *= _region_of(injection.region, x, options, run)
+        if injection in run.curves:
+            change *= run.curves[injection].at(options["sigmas"][:1]).to(x)
+        result = result + injection.strength_at(layer) * change
     return result
+
+
+def _region_of(mask: torch.Tensor, x: torch.Tensor, options: Options, run: _Run) -> torch.Tensor:
+    """A region as a layer needs it: (rows · batch, tokens, 1). A prompt that has an area sees that much of it."""
+    size = tuple(options["activations_shape"][-2:])
+    areas = tuple(run.areas.get(uuid) for uuid in options["uuids"])
+    memory = (id(mask), areas, size, len(x), x.device, x.dtype)
+    if memory not in run.regions:
+        mask = mask.to(x.device)
+        rows = []
+        for area in areas:
+            seen = mask
+            if area:
+                height, width, top, left = area
+                seen = resize_mask(mask, *run.latent_size)[:, top : top + height, left : left + width]
+            rows.append(resize_mask(seen, *size).expand(len(x) // len(areas), -1, -1))
+        run.regions[memory] = torch.cat(rows).flatten(1).unsqueeze(-1).to(x)
+    return run.regions[memory]
 
 
 def _with_options(model_options: Options, changes: Options) -> Options:

@@ -6,4 +6,7 @@ CATEGORY = "DreamCache"
 TRAINING_CATEGORY = "DreamCache/training"
 
 ReferenceCacheType = io.Custom("DREAMCACHE_REFERENCE_CACHE")
+StrengthsType = io.Custom("DREAMCACHE_STRENGTHS")
 AdapterType = io.Custom("DREAMCACHE_ADAPTER")
+# ComfyUI's own, which older ones don't have.
+CurveType = io.Custom("CURVE")

@@ -21,6 +21,7 @@ NODES = {
     "DreamCacheEncodeReference": "DreamCache Encode Reference",
     "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
     "ApplyDreamCache": "Apply DreamCache",
+    "DreamCacheStrengths": "DreamCache Strengths",
     "DreamCachePromptSource": "DreamCache Prompt Source",
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
     "DreamCacheTrainAdapter": "DreamCache Train Adapter",

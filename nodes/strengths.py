@@ -1,0 +1,79 @@
+"""DreamCache Strengths: how strongly a reference enters at which layers, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
+from .types import CATEGORY, CurveType, StrengthsType
+
+CURVES = {"constant": CONSTANT, "ease in": ease_in(), "ease out": ease_out()}
+LIST = "list"
+_CURVE_POINTS = 257
+"""At which a curve that was drawn is read."""
+
+
+class DreamCacheStrengths(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheStrengths",
+            display_name="DreamCache Strengths",
+            category=CATEGORY,
+            description="How much of a reference enters at coarse and fine layers, and in the course of sampling.",
+            search_aliases=["weight type", "weight schedule", "layer weights", "style and composition"],
+            inputs=[
+                _factor("bottleneck", "In the middle block, at 1/64 of the picture's size: what the picture is of."),
+                _factor("coarse", "In decoder layers at 1/32 of the picture's size: composition and shape."),
+                _factor("medium", "In decoder layers at 1/16 of the picture's size: parts."),
+                _factor("fine", "In decoder layers at 1/8 of the picture's size: texture and colour."),
+                io.Combo.Input(
+                    "over_sampling",
+                    options=[*CURVES, LIST],
+                    default="constant",
+                    tooltip="How the strength changes from the beginning of sampling to its end: not at all, rising "
+                    "from 0, falling to 0, or as the list of values says.",
+                ),
+                io.String.Input(
+                    "values",
+                    default="1, 1, 0.5, 0",
+                    tooltip="The list: strengths from 0 to 2 at even distances from the beginning of sampling to its "
+                    "end, with straight lines between them.",
+                ),
+                CurveType.Input(
+                    "curve",
+                    optional=True,
+                    # Else the front end would put its curve editor on the node, which always has a curve.
+                    extra_dict={"forceInput": True},
+                    tooltip="From Curve Editor, in place of over_sampling: left is the beginning of sampling.",
+                ),
+            ],
+            outputs=[StrengthsType.Output("strengths", tooltip="For Apply DreamCache.")],
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        bottleneck: float,
+        coarse: float,
+        medium: float,
+        fine: float,
+        over_sampling: str,
+        values: str,
+        curve: Any = None,
+    ) -> io.NodeOutput:
+        if curve is not None:
+            factors = tuple(float(curve.interp(x)) for x in np.linspace(0, 1, _CURVE_POINTS))
+        else:
+            factors = read_curve(values) if over_sampling == LIST else CURVES[over_sampling]
+        return io.NodeOutput(Strengths(bottleneck, coarse, medium, fine, curve=factors))
+
+
+def _factor(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05, tooltip=tooltip)
