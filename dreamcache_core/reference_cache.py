@@ -43,21 +43,27 @@ class ReferenceCache:
         return self.features[self.layers[0].name].shape[0]
 
     def tokens(self, layer: str, paired: bool = False) -> torch.Tensor:
-        """What the adapter of `layer` reads, all references in a row: (1, references · height · width, channels).
+        """What the adapter of `layer` reads, all references in a row: (1, tokens of all, channels).
 
-        Of a reference with a subject, only the subject's.
-        `paired`: each by itself and whole, (references, height · width, channels).
+        `paired`: each by itself, (references, tokens, channels); of references with a subject, `rows` gives these.
         """
-        features = self.features[layer]
-        tokens = features.flatten(2).transpose(1, 2)
-        if paired:
-            return tokens
+        if self.subject is not None:
+            return torch.cat(self.rows(layer)).unsqueeze(0)
+        tokens = self._tokens(layer)
+        return tokens if paired else tokens.flatten(0, 1).unsqueeze(0)
+
+    def rows(self, layer: str) -> list[torch.Tensor]:
+        """What is read of each reference: (tokens, channels), all of its height · width or only its subject's."""
+        tokens = self._tokens(layer)
         if self.subject is None:
-            return tokens.flatten(0, 1).unsqueeze(0)
-        subject = resize_mask(self.subject, *features.shape[2:]).flatten(1)
+            return list(tokens)
+        subject = resize_mask(self.subject, *self.features[layer].shape[2:]).flatten(1)
         # At least half of a token is the subject; of one too small for that, the tokens that have most of it.
-        most = subject.amax(dim=1, keepdim=True)
-        return tokens[subject >= most.clamp(max=0.5)].unsqueeze(0)
+        kept = subject >= subject.amax(dim=1, keepdim=True).clamp(max=0.5)
+        return [row[of_row] for row, of_row in zip(tokens, kept, strict=True)]
+
+    def _tokens(self, layer: str) -> torch.Tensor:
+        return self.features[layer].flatten(2).transpose(1, 2)
 
     def check_fits(self, structure: UNetStructure, layers: tuple[TransformerLayer, ...]) -> None:
         """Raise DreamCacheError unless the cache is from this base model and holds what `layers` read."""

@@ -102,6 +102,21 @@ def test_nodes_that_change_the_model(server, plain, with_reference, other: Model
     assert torch.equal(picture(server), plain)
 
 
+def apply_in_a_region(scene: Scene, model: Link) -> Link:
+    factors = {"bottleneck": 0.5, "coarse": 1.0, "medium": 1.0, "fine": 0.8}
+    strengths = scene.add("DreamCacheStrengths", **factors, over_sampling="list", values="1, 0.5")
+    return scene.apply(model, region=half_mask(scene), strengths=strengths, rows="conditioned")
+
+
+@pytest.mark.parametrize("other", MODEL_NODES.values(), ids=MODEL_NODES.keys())
+def test_nodes_that_change_the_model_with_a_region_and_strengths(server, with_reference, other: ModelNode) -> None:
+    alone, both = picture(server, other), picture(server, apply_in_a_region, other)
+    assert both.isfinite().all()
+    assert difference(both, alone) > NOTICEABLE
+    assert difference(both, with_reference) > NOTICEABLE
+    assert torch.equal(picture(server, other, apply_in_a_region), both)
+
+
 def half_mask(scene: Scene) -> Link:
     """White on the left half of 128×192 pixels."""
     black = scene.add("SolidMask", value=0.0, width=192, height=128)

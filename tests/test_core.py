@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,20 @@ def test_tokens_of_several_references_stand_in_a_row(cache: ReferenceCache) -> N
     tokens = cache.tokens(layer)
     assert tokens.shape == (1, 2 * 3 * 5, cache.layers[0].channels)
     assert torch.equal(tokens[0, 15 + 5 + 2], cache.features[layer][1, :, 1, 2])
+
+
+def test_of_a_reference_with_a_subject_that_is_read_alone(cache: ReferenceCache, tmp_path: Path) -> None:
+    subject = torch.zeros(2, 24, 40)
+    subject[0, :8] = 1  # the first of 3 rows of tokens
+    subject[1, 20, 39] = 1  # less than half of the last token, and more than in any other
+    layer = cache.layers[0].name
+    whole = cache.features[layer]
+    replace(cache, subject=subject).save(tmp_path / "cache.safetensors")
+    loaded = load_reference_cache(tmp_path / "cache.safetensors")
+    first, second = loaded.rows(layer)
+    assert torch.equal(first, whole[0, :, 0].T)
+    assert torch.equal(second, whole[1, :, 2, 4].unsqueeze(0))
+    assert torch.equal(loaded.tokens(layer), torch.cat([first, second]).unsqueeze(0))
 
 
 def test_files_of_another_kind_or_a_newer_version_are_refused(cache: ReferenceCache, tmp_path: Path) -> None:

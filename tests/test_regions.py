@@ -211,24 +211,12 @@ def test_regions_for_some_of_the_latents_are_refused(server) -> None:
 # --- The reference ---------------------------------------------------------------------------------------------------
 
 
-def test_only_the_subjects_tokens_are_read(studio: Studio) -> None:
-    cache = studio.cache(references=2)
-    subject = torch.zeros(2, 16, 24)
-    subject[0, :, 12:] = 1
-    subject[1, 5, 7] = 1
-    read = replace(cache, subject=subject)
-    features = cache.features["output_blocks.10.1"]
-    tokens = torch.cat([features[0, :, :, 12:].flatten(1).T, features[1, :, 5, 7].unsqueeze(0)])
-    assert torch.equal(read.tokens("output_blocks.10.1")[0], tokens)
-    # A subject smaller than a token: the token that it is in.
-    features = cache.features["middle_block.1"]
-    assert torch.equal(read.tokens("middle_block.1")[0, -1], features[1, :, 0, 0])
-
-    # What is around the subject makes no difference, to any bit of the picture.
+def test_what_is_around_the_subject_makes_no_difference_to_any_bit(studio: Studio) -> None:
+    cache = replace(studio.cache(), subject=left_half(16, 24))
     around = {layer: tensor.clone() for layer, tensor in cache.features.items()}
-    around["output_blocks.10.1"][0, :, :, :12] = 7.0
-    injection = studio.injection(cache=read)
-    changed = replace(injection, cache=replace(read, features=around))
+    around["output_blocks.10.1"][..., 12:] = 7.0
+    injection = studio.injection(cache=cache)
+    changed = replace(injection, cache=replace(cache, features=around))
     assert torch.equal(studio.draw(injection)[0], studio.draw(changed)[0])
 
 
