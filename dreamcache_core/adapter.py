@@ -110,9 +110,6 @@ class Adapter(nn.Module):
                 parent = parent.get_submodule(name)
             parent.add_module(leaf, AdapterLayer(layer, operations))
 
-    def __contains__(self, layer: str) -> bool:
-        return any(layer == own.name for own in self.layers)
-
     def __getitem__(self, layer: str) -> AdapterLayer:
         return self.get_submodule(layer)  # type: ignore[return-value]
 

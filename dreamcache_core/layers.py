@@ -108,10 +108,11 @@ def select_layers(
 
 
 def group_of(layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> Group:
-    """Which of the layers it is one of, by resolution: the middle block's, or the others' lowest, highest or between.
+    """The group that a layer belongs to by its resolution: the bottleneck is the middle block, and of the others those
+    of the lowest are coarse, those of the highest fine.
 
-    `layers`: of the same U-Net, which is the narrower the higher its resolution. The cached decoder layers of SD1.x
-    and SD2.x are coarse (output block 4), medium (6, 8) and fine (10).
+    `layers`: of the same U-Net, which is the narrower the higher its resolution. Of the cached decoder layers of SD1.x
+    and SD2.x, output block 4 is coarse, 6 and 8 are medium and 10 is fine.
     """
     if layer.stage == "middle":
         return "bottleneck"

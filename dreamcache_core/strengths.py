@@ -19,10 +19,11 @@ _POINTS = 65
 
 @dataclass(frozen=True)
 class Strengths:
-    """Factors, all of which multiply.
+    """What a strength is multiplied with.
 
-    `bottleneck`, `coarse`, `medium`, `fine`: of the layers of these groups, as `group_of` has them.
-    `curve`: in the course of sampling, at even distances from its beginning to its end; on straight lines between.
+    `bottleneck`, `coarse`, `medium`, `fine`: at the layers of these groups, as `group_of` has them.
+    `curve`: in the course of sampling, factors at even distances from its beginning to its end, with straight lines
+    between them.
     """
 
     bottleneck: float = 1.0
@@ -32,7 +33,7 @@ class Strengths:
     curve: tuple[float, ...] = CONSTANT
 
     def at_layer(self, layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> float:
-        """`layers`: those of the U-Net, or of its cache."""
+        """`layers`: as in `group_of`."""
         factor: float = getattr(self, group_of(layer, layers))
         return factor
 
