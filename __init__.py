@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .nodes.adapter_loader import DreamCacheAdapterLoader, register_models_folder
+from .dreamcache_core import SUFFIXES
+from .nodes.adapter_loader import FOLDER, DreamCacheAdapterLoader
 from .nodes.apply import ApplyDreamCache
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
+from .nodes.folders import register_models_folder
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
@@ -23,7 +25,7 @@ WEB_DIRECTORY = "./web"
 class DreamCacheExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
-        register_models_folder()
+        register_models_folder(FOLDER, SUFFIXES)
         register_routes()
 
     @override

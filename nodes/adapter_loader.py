@@ -9,19 +9,12 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import SUFFIXES, load_adapter
+from ..dreamcache_core import load_adapter
 from . import patching
+from .folders import no_such_file
 from .types import CATEGORY, AdapterType
 
 FOLDER = "dreamcache"
-
-
-def register_models_folder() -> None:
-    """Make `models/dreamcache` known to ComfyUI, beside the folders that extra_model_paths.yaml names."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir, FOLDER)))
-    paths, suffixes = folder_paths.folder_names_and_paths[FOLDER]
-    # A folder that extra_model_paths.yaml brought in has no suffixes of its own.
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*suffixes, *SUFFIXES})
 
 
 class DreamCacheAdapterLoader(io.ComfyNode):
@@ -55,8 +48,7 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     def validate_inputs(cls, adapter_name: str) -> bool | str:
         if folder_paths.get_full_path(FOLDER, adapter_name):
             return True
-        folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
-        return f"There is no adapter {adapter_name} in {folders}: put it there, then press R to refresh the list."
+        return no_such_file(FOLDER, adapter_name, "adapter")
 
     @classmethod
     @override

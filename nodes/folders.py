@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import folder_paths
+
+from ..dreamcache_core import DreamCacheError
+
+
+def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
+    """Make `models/<name>` known to ComfyUI, beside the folders that extra_model_paths.yaml names."""
+    folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir, name)))
+    paths, known = folder_paths.folder_names_and_paths[name]
+    # A folder that extra_model_paths.yaml brought in has no suffixes of its own.
+    folder_paths.folder_names_and_paths[name] = (paths, {*known, *suffixes})
+
+
+def models_folder(name: str) -> Path:
+    """Where files of a kind are saved."""
+    return Path(folder_paths.get_folder_paths(name)[0])
+
+
+def no_such_file(folder: str, name: str, what: str) -> str:
+    """What to say where a models folder has no file of this name."""
+    folders = " or ".join(folder_paths.get_folder_paths(folder))
+    return f"There is no {what} {name} in {folders}: put it there, then press R to refresh the list."
+
+
+def outside(folder: Path, prefix: str, example: str) -> str:
+    """What to say where `prefix` is no name for a file inside `folder`."""
+    return f'"{prefix}" is no name for a file inside {folder}: write one such as {example} or cups/{example}.'
 
 
 def is_inside(folder: Path, name: str) -> bool:
@@ -18,3 +45,34 @@ def is_inside(folder: Path, name: str) -> bool:
 
 def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
+
+
+def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) -> Path:
+    """Let `write` make a .safetensors under the next number that is free: whole or not at all.
+
+    Raises DreamCacheError if there is no writing to it.
+    """
+    try:
+        path = _take_number(folder, prefix)
+        try:
+            write(path)
+        except BaseException:
+            path.unlink()
+            raise
+    except OSError as error:
+        raise DreamCacheError(
+            f"{prefix} could not be written to {folder}: {error.strerror}; make room or choose another name."
+        ) from error
+    return path
+
+
+def _take_number(folder: Path, prefix: str) -> Path:
+    """Make the next number this process's, by an empty file of its name."""
+    while True:
+        parent, name, number, *_ = folder_paths.get_save_image_path(prefix, str(folder))
+        path = Path(parent, f"{name}_{number:05}_.safetensors")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue  # Another process was faster.
+        return path
