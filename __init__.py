@@ -8,12 +8,15 @@ from typing_extensions import override
 from .dreamcache_core import SUFFIXES
 from .nodes.adapter_loader import FOLDER, DreamCacheAdapterLoader
 from .nodes.apply import ApplyDreamCache
+from .nodes.combine_references import DreamCacheCombineReferences
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
+from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
+from .nodes.save_reference_cache import DreamCacheSaveReferenceCache
 from .nodes.save_triplet import DreamCacheSaveTriplet
 from .nodes.strengths import DreamCacheStrengths
 from .nodes.train_adapter import DreamCacheTrainAdapter
@@ -27,6 +30,7 @@ class DreamCacheExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_models_folder(FOLDER, SUFFIXES)
         register_routes()
+        register_models_folder(REFERENCES_FOLDER, [".safetensors"])
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -35,6 +39,9 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheAdapterLoader,
             ApplyDreamCache,
             DreamCacheStrengths,
+            DreamCacheCombineReferences,
+            DreamCacheSaveReferenceCache,
+            DreamCacheLoadReferenceCache,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
             DreamCacheTrainAdapter,

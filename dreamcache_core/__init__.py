@@ -8,6 +8,7 @@ from .adapter_file import SUFFIXES, AdapterDescription, AdapterFile, describe_ad
 from .batches import make_batches
 from .catalogue import AdapterCatalogue, checkpoint_family
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from .combined_references import CombinedReferences, References, average, combine
 from .contact_sheet import contact_sheet
 from .disk_cache import DiskCache, fingerprint
 from .errors import DreamCacheError
@@ -48,7 +49,8 @@ from .measuring import (
 from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
-from .reference_cache import ReferenceCache, load_reference_cache
+from .reference_cache import ReferenceCache, Source
+from .reference_file import Precision, ReferenceFile, load_references, make_thumbnail, save_references
 from .reference_image import resize_to_area, silhouette, subject_box, subject_on_white
 from .strengths import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
 from .subjects import Subject, load_picture, open_subjects
@@ -74,6 +76,7 @@ __all__ = [
     "Attention",
     "Batch",
     "ChosenPrompt",
+    "CombinedReferences",
     "DiskCache",
     "Drawing",
     "DreamCacheError",
@@ -82,11 +85,15 @@ __all__ = [
     "ImageEncoder",
     "MaskFinder",
     "Picture",
+    "Precision",
     "Progress",
     "PromptEncoder",
     "Provenance",
     "ReferenceCache",
+    "ReferenceFile",
+    "References",
     "Scores",
+    "Source",
     "Stage",
     "Strengths",
     "Subject",
@@ -101,8 +108,10 @@ __all__ = [
     "VisionTransformer",
     "Yardsticks",
     "attend",
+    "average",
     "checkpoint_family",
     "choose_line",
+    "combine",
     "combine_words",
     "contact_sheet",
     "denoising_loss",
@@ -119,9 +128,10 @@ __all__ = [
     "load_adapter",
     "load_checkpoint",
     "load_picture",
-    "load_reference_cache",
+    "load_references",
     "load_vision_transformer",
     "make_batches",
+    "make_thumbnail",
     "mean_scores",
     "measure_drawings",
     "name_and_hash",
@@ -140,6 +150,7 @@ __all__ = [
     "save_checkpoint",
     "save_drawing",
     "save_evaluation",
+    "save_references",
     "save_sample",
     "select_layers",
     "silhouette",

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from .errors import DreamCacheError
-from .files import read_header, read_tensors, write_file
 from .layers import TransformerLayer, UNetStructure
 from .masks import resize_mask
+from .provenance import VERSION
 
-FILE_KIND = "reference_cache"
-FILE_VERSION = 1
-# Beside the features in a file, which go by their layers' names.
-_SUBJECT = "subject"
+
+@dataclass(frozen=True)
+class Source:
+    """What a reference cache was made with and of.
+
+    `base_hash`: `hash_weights` of the U-Net, as its file has it. `patched`: whether LoRAs or other patches were on
+    these weights. `thumbnails`: one small JPEG of each reference. `version`: of this project.
+    """
+
+    base_hash: str
+    patched: bool
+    thumbnails: tuple[bytes, ...] = ()
+    version: str = VERSION
+
+    @property
+    def weights(self) -> str:
+        """In words."""
+        return f"{self.base_hash[:12]} with LoRAs" if self.patched else self.base_hash[:12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +40,12 @@ class ReferenceCache:
     `features`: layer name → (references, channels, height, width), what entered that layer's transformer.
     `base_model`: the family in words, as UNetStructure has it. `layers`: the cached layers.
     `latent_size`: (height, width) of the reference in latent pixels. `timestep`: of the caching pass.
-    `prompt`: of the caching pass, empty in the paper.
+    `prompt`: of the caching pass, empty in the paper. `source`: what it was made with, if that is known.
+    `strength`: of each of its references, beside those that it is combined with.
     `subject`: (references, height, width) in latent pixels, 1 on the subject, of which alone is read; None: of all.
     """
+
+    paired: ClassVar[bool] = False
 
     features: Mapping[str, torch.Tensor]
     base_model: str
@@ -36,6 +53,8 @@ class ReferenceCache:
     latent_size: tuple[int, int]
     timestep: int
     prompt: str
+    source: Source | None = None
+    strength: float = 1.0
     subject: torch.Tensor | None = None
 
     @property
@@ -62,6 +81,23 @@ class ReferenceCache:
         kept = subject >= subject.amax(dim=1, keepdim=True).clamp(max=0.5)
         return [row[of_row] for row, of_row in zip(tokens, kept, strict=True)]
 
+    def bias(self, layer: str, paired: bool = False) -> torch.Tensor | None:
+        """What is added to the attention's logits of these tokens: nothing, for all are of equal strength."""
+        return None
+
+    @property
+    def caches(self) -> tuple[ReferenceCache, ...]:
+        return (self,)
+
+    def compare_weights(self, model: Source) -> str | None:
+        """What to tell someone who draws with `model`, if that isn't what the reference was encoded with."""
+        if self.source is None or self.source.weights == model.weights:
+            return None
+        return (
+            f"The reference was encoded with other weights of {self.base_model} ({self.source.weights}) than this "
+            f"model's ({model.weights}): it works, and the subject may be less like itself."
+        )
+
     def _tokens(self, layer: str) -> torch.Tensor:
         return self.features[layer].flatten(2).transpose(1, 2)
 
@@ -78,33 +114,3 @@ class ReferenceCache:
                 f"The reference cache lacks layers that the adapter reads ({', '.join(missing)}): encode the reference "
                 "with the layers the adapter was trained for."
             )
-
-    def save(self, path: Path) -> None:
-        header = {
-            "base_model": self.base_model,
-            "layers": [layer.to_json() for layer in self.layers],
-            "latent_size": list(self.latent_size),
-            "timestep": self.timestep,
-            "prompt": self.prompt,
-        }
-        subject = {} if self.subject is None else {_SUBJECT: self.subject}
-        write_file(path, FILE_KIND, FILE_VERSION, header, {**self.features, **subject})
-
-
-def load_reference_cache(path: Path) -> ReferenceCache:
-    """Read a cache written by ReferenceCache.save. Raises DreamCacheError if the file is something else."""
-    metadata, features = read_tensors(path)
-    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-    if header is None:
-        raise DreamCacheError(f"{path.name} is not a DreamCache reference cache.")
-    height, width = header["latent_size"]
-    subject = features.pop(_SUBJECT, None)
-    return ReferenceCache(
-        features=features,
-        base_model=header["base_model"],
-        layers=tuple(TransformerLayer(**layer) for layer in header["layers"]),
-        latent_size=(height, width),
-        timestep=header["timestep"],
-        prompt=header["prompt"],
-        subject=subject,
-    )

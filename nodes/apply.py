@@ -9,8 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import ReferenceCache, Strengths
+from ..dreamcache_core import References, Strengths
 from . import patching
+from .on_node import show_text
 from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
 
 
@@ -27,7 +28,10 @@ class ApplyDreamCache(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the reference was encoded with."),
                 AdapterType.Input("adapter", tooltip="From DreamCache Adapter Loader."),
-                ReferenceCacheType.Input("reference_cache", tooltip="From DreamCache Encode Reference."),
+                ReferenceCacheType.Input(
+                    "reference_cache",
+                    tooltip="From DreamCache Encode Reference, Combine References or Load Reference Cache.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -85,6 +89,7 @@ class ApplyDreamCache(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For a sampler, or for the next Apply DreamCache.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -93,7 +98,7 @@ class ApplyDreamCache(io.ComfyNode):
         cls,
         model: ModelPatcher,
         adapter: ModelPatcher,
-        reference_cache: ReferenceCache,
+        reference_cache: References,
         strength: float,
         start_percent: float,
         end_percent: float,
@@ -112,5 +117,11 @@ class ApplyDreamCache(io.ComfyNode):
             rows=rows,
             strengths=strengths or Strengths(),
             region=None if region is None else region.reshape(-1, *region.shape[-2:]),
+            paired=reference_cache.paired,
         )
-        return io.NodeOutput(patching.inject(model, injection))
+        injected = patching.inject(model, injection)
+        warning = reference_cache.compare_weights(patching.weights_of(model))
+        if warning is None:
+            return io.NodeOutput(injected)
+        show_text(cls, warning)
+        return io.NodeOutput(injected, ui={"text": [warning]})

@@ -11,7 +11,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, resize_mask, resize_to_area, silhouette, subject_on_white
+from ..dreamcache_core import (
+    DreamCacheError,
+    make_thumbnail,
+    resize_mask,
+    resize_to_area,
+    silhouette,
+    subject_on_white,
+    to_image,
+)
 from . import patching
 from .checks import check_clip, check_prompt_width, check_vae
 from .pictures import in_colours, masks_of
@@ -114,7 +122,8 @@ class DreamCacheEncodeReference(io.ComfyNode):
         cache = patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT)
         if subject_only and subject is not None:
             cache = replace(cache, subject=resize_mask(subject, *cache.latent_size))
-        return io.NodeOutput(cache)
+        thumbnails = tuple(make_thumbnail(to_image(picture)) for picture in reference)
+        return io.NodeOutput(replace(cache, source=replace(patching.weights_of(model), thumbnails=thumbnails)))
 
 
 def _prepare(

@@ -65,8 +65,7 @@ class ComfyUIBase:
     @property
     def weights_hash(self) -> str:
         """hash_weights of the U-Net as its file has it, whatever LoRAs are on it."""
-        weights = self._patcher.get_key_patches("diffusion_model.")
-        return hash_weights({name: versions[0][0] for name, versions in weights.items()})
+        return patching.weights_of(self._patcher).base_hash
 
     def load(self) -> None:
         """Put the U-Net where it computes, with its patches on, if it isn't there; `unload` takes them off again."""

@@ -31,9 +31,12 @@ from ..dreamcache_core import (
     AdapterLayer,
     DreamCacheError,
     ReferenceCache,
+    References,
+    Source,
     Strengths,
     TransformerLayer,
     UNetStructure,
+    hash_weights,
     read_structure,
     resize_mask,
     select_layers,
@@ -54,6 +57,15 @@ Rows = Literal["both", "conditioned", "unconditioned"]
 def structure_of(model: ModelPatcher) -> UNetStructure:
     """Structure of a MODEL's U-Net. Raises DreamCacheError for anything that DreamCache has no place in."""
     return read_structure(model.model.diffusion_model)
+
+
+def weights_of(model: ModelPatcher) -> Source:
+    """Which weights a MODEL's U-Net has: those of its file, and whether LoRAs or others are on them."""
+    weights = model.get_key_patches("diffusion_model.")
+    return Source(
+        base_hash=hash_weights({name: versions[0][0] for name, versions in weights.items()}),
+        patched=any(len(versions) > 1 for versions in weights.values()),
+    )
 
 
 # --- Encode Reference ------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ class Injection:
     """
 
     adapter: ModelPatcher
-    cache: ReferenceCache
+    cache: References
     strength: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
@@ -180,19 +192,28 @@ class _Curve:
 
 
 @dataclass(frozen=True, eq=False)
+class _Memory:
+    """A reference cache as an adapter's layer reads it, as in AdapterLayer. `bias`: as in CombinedReferences."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Run:
     """What lives for one sampling run.
 
     `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of those that
     have one. `latent_size`: (height, width). `curves`: of the injections whose strength changes.
-    `keys_values`: of the caches. `regions`: masks as layers need them.
+    `memories`: the caches as adapters read them. `regions`: masks as layers need them.
     """
 
     conditioned: frozenset[UUID] = frozenset()
     areas: Mapping[UUID, tuple[int, int, int, int]] = field(default_factory=dict)
     latent_size: tuple[int, int] = (0, 0)
     curves: Mapping[Injection, _Curve] = field(default_factory=dict)
-    keys_values: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    memories: dict[tuple[Any, ...], _Memory] = field(default_factory=dict)
     regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
@@ -263,7 +284,7 @@ def _begin_run(
     model_options = extra_args["model_options"]
     injections: tuple[Injection, ...] = model_options["transformer_options"].get(KEY, ())
     for injection in injections:
-        _check_region(injection.region, len(noise))
+        _check_batch(injection, len(noise))
     conditioned, areas = set(), {}
     for name, conds in guider.conds.items():
         for cond in conds:
@@ -290,11 +311,17 @@ def _begin_run(
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
-def _check_region(region: torch.Tensor | None, latents: int) -> None:
+def _check_batch(injection: Injection, latents: int) -> None:
+    region, references = injection.region, injection.cache.references
     if region is not None and len(region) not in (1, latents):
         raise DreamCacheError(
             f"The region of Apply DreamCache holds {len(region)} masks and the batch {latents} latents: connect one "
             "mask for all, or one for each latent."
+        )
+    if injection.paired and references != latents:
+        raise DreamCacheError(
+            f"There are {references} references, one for each latent, and {latents} latents in the batch: make as many "
+            "of each, or set mode to concatenate in DreamCache Combine References."
         )
 
 
@@ -379,10 +406,14 @@ def _add_references(
     result = self_attention
     for injection in injections:
         adapter: AdapterLayer = injection.adapter.model[layer]
-        memory = (injection, layer, x.device, x.dtype)
-        if memory not in run.keys_values:
-            run.keys_values[memory] = adapter.keys_values(injection.cache.tokens(layer, injection.paired).to(x))
-        change = adapter(x, self_attention, *run.keys_values[memory], attention) - self_attention
+        name = (injection, layer, x.device, x.dtype)
+        if name not in run.memories:
+            run.memories[name] = _read(adapter, injection, layer, x)
+        memory = run.memories[name]
+        read = attention
+        if memory.bias is not None:
+            read = partial(attention, mask=memory.bias.expand(len(x) // len(memory.bias), -1, -1, -1).flatten(0, 1))
+        change = adapter(x, self_attention, memory.key, memory.value, read) - self_attention
         if injection.rows != "both":
             reading = [(uuid in run.conditioned) == (injection.rows == "conditioned") for uuid in options["uuids"]]
             change *= torch.tensor(reading).to(x).repeat_interleave(len(x) // len(reading)).reshape(-1, 1, 1)
@@ -410,6 +441,12 @@ def _region_of(mask: torch.Tensor, x: torch.Tensor, options: Options, run: _Run)
             rows.append(resize_mask(seen, *size).expand(len(x) // len(areas), -1, -1))
         run.regions[memory] = torch.cat(rows).flatten(1).unsqueeze(-1).to(x)
     return run.regions[memory]
+
+
+def _read(adapter: AdapterLayer, injection: Injection, layer: str, x: torch.Tensor) -> _Memory:
+    key, value = adapter.keys_values(injection.cache.tokens(layer, injection.paired).to(x))
+    bias = injection.cache.bias(layer, injection.paired)
+    return _Memory(key, value, None if bias is None else bias.to(x))
 
 
 def _with_options(model_options: Options, changes: Options) -> Options:

@@ -38,7 +38,13 @@ CLOSE_UPS = {
     },
 }
 # Of nodes that are in none of the workflows.
-ALONE = {"DreamCacheEvaluate": "evaluate.png", "DreamCacheStrengths": "strengths.png"}
+ALONE = {
+    "DreamCacheEvaluate": "evaluate.png",
+    "DreamCacheStrengths": "strengths.png",
+    "DreamCacheCombineReferences": "combine_references.png",
+    "DreamCacheSaveReferenceCache": "save_reference_cache.png",
+    "DreamCacheLoadReferenceCache": "load_reference_cache.png",
+}
 # Of SD1.x, as Adapter Loader tells of them.
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}

@@ -130,6 +130,14 @@ def triplets_folder(server: ComfyUIServer) -> Path:
     return folder
 
 
+def lora(scene: Scene, model: Link) -> Link:
+    """A Load LoRA node, of a LoRA with generated weights."""
+    path = scene.server.base / "models" / "loras" / "miniature.safetensors"
+    if not path.is_file():
+        safetensors.torch.save_file(models.lora("sd15"), path)
+    return scene.add("LoraLoaderModelOnly", model=model, lora_name=path.name, strength_model=1.0)
+
+
 def adapter_file(server: ComfyUIServer, structure: str) -> str:
     """Name of an adapter with generated weights, in the server's models folder."""
     path: Path = server.base / "models" / "dreamcache" / f"{structure}.safetensors"

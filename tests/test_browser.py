@@ -22,6 +22,9 @@ NODES = {
     "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
     "ApplyDreamCache": "Apply DreamCache",
     "DreamCacheStrengths": "DreamCache Strengths",
+    "DreamCacheCombineReferences": "DreamCache Combine References",
+    "DreamCacheSaveReferenceCache": "DreamCache Save Reference Cache",
+    "DreamCacheLoadReferenceCache": "DreamCache Load Reference Cache",
     "DreamCachePromptSource": "DreamCache Prompt Source",
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
     "DreamCacheTrainAdapter": "DreamCache Train Adapter",
@@ -95,6 +98,22 @@ def test_nodes_are_dragged_and_wired_with_the_mouse(front_end: FrontEnd) -> None
         ("DreamCacheAdapterLoader.adapter", "ApplyDreamCache.adapter"),
         ("DreamCacheEncodeReference.reference_cache", "ApplyDreamCache.reference_cache"),
     ]
+
+
+def test_an_input_for_another_reference_appears_with_each_and_survives_saving(front_end: FrontEnd) -> None:
+    front_end.add("DreamCacheEncodeReference", (150, 400))
+    front_end.add("DreamCacheCombineReferences", (600, 200))
+    names = [f"references.reference_{number}" for number in (1, 2, 3)]
+    for name in names:
+        cache = front_end.slot("DreamCacheEncodeReference", "output", "reference_cache")
+        front_end.drag(cache, front_end.slot("DreamCacheCombineReferences", "input", name))
+    wired = [("DreamCacheEncodeReference.reference_cache", f"DreamCacheCombineReferences.{name}") for name in names]
+    assert front_end.links() == wired
+    before = front_end.prompt()
+    assert set(names) <= set(before["2"]["inputs"])
+    front_end.load(front_end.page.evaluate("app.graph.serialize()"))
+    assert front_end.prompt() == before
+    assert front_end.links() == wired
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

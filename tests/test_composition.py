@@ -7,22 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from graph import Link, Scene, difference, output
+from graph import Link, Scene, difference, lora, output
 from miniature import models
-from safetensors.torch import save_file
 
 # A node after a model: the scene that it's added to and the model before it → the model after it.
 ModelNode = Callable[[Scene, Link], Link]
 
 # Far more than rounding, and less than what any of the nodes here does.
 NOTICEABLE = 0.01
-
-
-def lora(scene: Scene, model: Link) -> Link:
-    path = scene.server.base / "models" / "loras" / "miniature.safetensors"
-    if not path.is_file():
-        save_file(models.lora("sd15"), path)
-    return scene.add("LoraLoaderModelOnly", model=model, lora_name=path.name, strength_model=1.0)
 
 
 def perp_neg(scene: Scene, model: Link) -> Link:

@@ -12,22 +12,31 @@ from pathlib import Path
 import pytest
 import torch
 from dreamcache.dreamcache_core import (
+    DEFAULT_STAGES,
     STAGES,
     VERSION,
     Adapter,
     DreamCacheError,
+    Precision,
     Provenance,
     ReferenceCache,
+    Source,
+    average,
+    combine,
     hash_weights,
     load_adapter,
-    load_reference_cache,
+    load_references,
+    make_thumbnail,
     resize_to_area,
     save_adapter,
+    save_references,
     select_layers,
     subject_on_white,
+    to_tensor,
 )
 from dreamcache.nodes import patching
 from miniature import models
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -138,13 +147,74 @@ def test_a_models_hash_is_the_same_in_half_precision_and_another_after_any_chang
     assert len({hash_weights(weights), hash_weights(moved), hash_weights(renamed)}) == 3
 
 
-def test_a_saved_cache_loads_as_it_was(cache: ReferenceCache, tmp_path: Path) -> None:
-    cache.save(tmp_path / "cache.safetensors")
-    loaded = load_reference_cache(tmp_path / "cache.safetensors")
+@pytest.mark.parametrize(("precision", "error"), [("float16", 5e-4), ("float8", 0.03)])
+def test_saved_references_load_as_they_were(
+    cache: ReferenceCache, tmp_path: Path, precision: Precision, error: float
+) -> None:
+    source = Source("0123456789abcdef", True, (make_thumbnail(Image.new("RGB", (90, 30), "red")),), "0.9")
+    smaller = {name: features[:1, :, :2, :2] for name, features in cache.features.items()}
+    other = replace(cache, features=smaller, latent_size=(16, 16), timestep=7, prompt="a cup", source=source)
+    both = combine([cache, other], [1.0, 0.5])
+    path = tmp_path / "cache.safetensors"
+    save_references(path, both, precision)
+    file = load_references(path)
+    assert (file.references.base_model, file.references.layers) == (cache.base_model, cache.layers)
+    for ours, theirs in zip(file.references.caches, both.caches, strict=True):
+        for field in ("latent_size", "timestep", "prompt", "source", "strength"):
+            assert getattr(ours, field) == getattr(theirs, field)
+    assert file.error and file.error < error
+    for layer in cache.layers:
+        stored, exact = file.references.tokens(layer.name).float(), both.tokens(layer.name)
+        # The error that the file tells is that of the worst reference and layer.
+        assert (stored - exact).norm() <= file.error * exact.norm() * 1.001
+    (thumbnail,) = file.thumbnails
+    assert thumbnail.size == (160, 160)
+    red = torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(to_tensor(thumbnail)[80, 80], red, rtol=0, atol=0.02)
+    assert file.description.splitlines()[0] == (
+        f"3 references for {cache.base_model}, {precision}, {file.error_description}"
+    )
+    assert file.description.endswith(
+        '128×128 pixels, timestep 7, prompt "a cup", strength 0.5, '
+        "encoded with 0123456789ab with LoRAs by DreamCache 0.9"
+    )
+
+
+def test_a_file_of_float8_is_half_as_large_and_one_of_some_stages_has_no_others(structure, tmp_path: Path) -> None:
+    layers = select_layers(structure.layers, STAGES)
+    features = {layer.name: torch.randn(1, layer.channels, 16, 16) for layer in layers}
+    cache = ReferenceCache(features, structure.base_model, layers, (64, 64), timestep=1, prompt="")
+    save_references(tmp_path / "float16", cache, "float16")
+    save_references(tmp_path / "float8", cache, "float8")
+    assert (tmp_path / "float8").stat().st_size < 0.53 * (tmp_path / "float16").stat().st_size
+    save_references(tmp_path / "decoder", cache, stages=DEFAULT_STAGES)
+    assert load_references(tmp_path / "decoder").references.layers == select_layers(structure.layers)
+
+
+def test_a_file_of_the_first_version_loads(cache: ReferenceCache, tmp_path: Path) -> None:
+    header = {
+        "base_model": cache.base_model,
+        "layers": [layer.to_json() for layer in cache.layers],
+        "latent_size": [24, 40],
+        "timestep": 1,
+        "prompt": "",
+    }
+    metadata = {"format": "dreamcache.reference_cache", "version": "1", "header": json.dumps(header)}
+    save_file(dict(cache.features), tmp_path / "first.safetensors", metadata)
+    file = load_references(tmp_path / "first.safetensors")
+    assert (file.precision, file.error, file.thumbnails) == ("float32", None, [])
+    (loaded,) = file.references.caches
     for field in ("base_model", "layers", "latent_size", "timestep", "prompt"):
         assert getattr(loaded, field) == getattr(cache, field)
     for layer in cache.layers:
         assert torch.equal(loaded.tokens(layer.name), cache.tokens(layer.name))
+
+
+def test_features_that_float16_cannot_hold_are_refused(cache: ReferenceCache, tmp_path: Path) -> None:
+    large = replace(cache, features={name: features * 1e6 for name, features in cache.features.items()})
+    with pytest.raises(DreamCacheError, match="too large for float16"):
+        save_references(tmp_path / "large.safetensors", large)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_of_several_references_stand_in_a_row(cache: ReferenceCache) -> None:
@@ -159,25 +229,47 @@ def test_of_a_reference_with_a_subject_that_is_read_alone(cache: ReferenceCache,
     subject[0, :8] = 1  # the first of 3 rows of tokens
     subject[1, 20, 39] = 1  # less than half of the last token, and more than in any other
     layer = cache.layers[0].name
-    whole = cache.features[layer]
-    replace(cache, subject=subject).save(tmp_path / "cache.safetensors")
-    loaded = load_reference_cache(tmp_path / "cache.safetensors")
+    whole = cache.features[layer].half()
+    save_references(tmp_path / "cache.safetensors", replace(cache, subject=subject))
+    (loaded,) = load_references(tmp_path / "cache.safetensors").references.caches
     first, second = loaded.rows(layer)
     assert torch.equal(first, whole[0, :, 0].T)
     assert torch.equal(second, whole[1, :, 2, 4].unsqueeze(0))
     assert torch.equal(loaded.tokens(layer), torch.cat([first, second]).unsqueeze(0))
 
 
+def test_combined_references_keep_their_subjects_and_an_average_has_none(cache: ReferenceCache, tmp_path: Path) -> None:
+    subject = torch.zeros(2, 24, 40)
+    subject[0, :8] = 1
+    subject[1] = 1
+    layer = cache.layers[0].name
+    part = replace(cache, subject=subject)
+    whole, strengths = part.features[layer].flatten(2).transpose(1, 2), [1.0, 1.0]
+    save_references(tmp_path / "paired.safetensors", combine([part, part], strengths, paired=True))
+    loaded = load_references(tmp_path / "paired.safetensors").references
+    paired, bias = loaded.tokens(layer, paired=True), loaded.bias(layer, paired=True)
+    assert bias is not None
+    for number in (0, 2):
+        assert torch.equal(paired[number, :5], whole[0, :5].half())
+        assert not bias[number, 0, :5].any() and bool((bias[number, 0, 5:] < -1000).all())
+        assert torch.equal(paired[number + 1], whole[1].half())
+        assert not bias[number + 1].any()
+    assert combine([part, cache], strengths).tokens(layer).shape[1] == 5 + 15 + 2 * 15
+    averaged = average([part, part], strengths)
+    assert averaged.subject is None
+    assert averaged.tokens(layer).shape[1] == 15
+
+
 def test_files_of_another_kind_or_a_newer_version_are_refused(cache: ReferenceCache, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    cache.save(path)
+    save_references(path, cache)
     with pytest.raises(DreamCacheError, match=r"reference_cache file, not a DreamCache adapter"):
         load_adapter(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    save_file(dict(cache.features), path, metadata={**metadata, "version": "2"})
+    save_file(dict(cache.features), path, metadata={**metadata, "version": "3"})
     with pytest.raises(DreamCacheError, match="newer DreamCache"):
-        load_reference_cache(path)
+        load_references(path)
     save_file(dict(cache.features), path, metadata={**metadata, "header": "{"})
     with pytest.raises(DreamCacheError, match="damaged"):
-        load_reference_cache(path)
+        load_references(path)

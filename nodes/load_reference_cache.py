@@ -1,0 +1,72 @@
+"""DreamCache Load Reference Cache: a file of the `dreamcache_references` models folder becomes a reference cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ..dreamcache_core import ReferenceFile, load_references, to_tensor
+from .folders import no_such_file
+from .types import CATEGORY, ReferenceCacheType
+
+REFERENCES_FOLDER = "dreamcache_references"
+
+
+class DreamCacheLoadReferenceCache(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheLoadReferenceCache",
+            display_name="DreamCache Load Reference Cache",
+            category=CATEGORY,
+            description="Loads a reference that was saved, without its picture and without encoding it.",
+            search_aliases=["import reference", "load embeds"],
+            inputs=[
+                io.Combo.Input(
+                    "reference_name",
+                    options=folder_paths.get_filename_list(REFERENCES_FOLDER),
+                    tooltip="A file of models/dreamcache_references, encoded with the family of your model.",
+                )
+            ],
+            outputs=[
+                ReferenceCacheType.Output("reference_cache", tooltip="For Apply DreamCache."),
+                io.String.Output(
+                    "info",
+                    tooltip="What the file holds: references, base model, precision, layers, and how it was encoded.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, reference_name: str) -> bool | str:
+        if folder_paths.get_full_path(REFERENCES_FOLDER, reference_name):
+            return True
+        return no_such_file(REFERENCES_FOLDER, reference_name, "reference")
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, reference_name: str) -> float:
+        return _path(reference_name).stat().st_mtime
+
+    @classmethod
+    @override
+    def execute(cls, reference_name: str) -> io.NodeOutput:
+        file = load_references(_path(reference_name))
+        return io.NodeOutput(file.references, file.description, ui=preview(cls, file))
+
+
+def preview(node: type[io.ComfyNode], file: ReferenceFile) -> dict[str, Any]:
+    """The thumbnails of a file, as a node shows pictures on itself."""
+    thumbnails = [to_tensor(thumbnail) for thumbnail in file.thumbnails]
+    return ui.PreviewImage(torch.stack(thumbnails), cls=node).as_dict() if thumbnails else {}
+
+
+def _path(reference_name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise(REFERENCES_FOLDER, reference_name))

@@ -1,0 +1,96 @@
+"""DreamCache Save Reference Cache: a reference cache becomes a file to keep and to share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import (
+    DEFAULT_STAGES,
+    STAGES,
+    DreamCacheError,
+    Precision,
+    References,
+    save_references,
+)
+from .folders import is_inside, models_folder, outside, save_numbered
+from .load_reference_cache import REFERENCES_FOLDER, preview
+from .on_node import show_text
+from .types import CATEGORY, ReferenceCacheType
+
+LAYERS = {"middle and decoder": DEFAULT_STAGES, "all": STAGES}
+_EXAMPLE = "my_subject"
+
+
+class DreamCacheSaveReferenceCache(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheSaveReferenceCache",
+            display_name="DreamCache Save Reference Cache",
+            category=CATEGORY,
+            description="Saves what the model saw in your subject, to draw it again without the picture, or to share.",
+            search_aliases=["export reference", "save embeds"],
+            inputs=[
+                ReferenceCacheType.Input(
+                    "reference_cache", tooltip="From DreamCache Encode Reference or DreamCache Combine References."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default=_EXAMPLE,
+                    tooltip="What the file's name begins with, in models/dreamcache_references; a number is added, so "
+                    "that no file is overwritten. There may be folders in it, as in cups/my_subject.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(get_args(Precision)),
+                    default="float16",
+                    tooltip="float16: 6 MB for a reference of 512×512 pixels, all but exact. float8: half of that, and "
+                    "the node shows by how much it is off.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=list(LAYERS),
+                    default="middle and decoder",
+                    tooltip="Those that adapters read. Few read the encoder's too, for which all is.",
+                    advanced=True,
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        # None: the name comes from another node.
+        folder = models_folder(REFERENCES_FOLDER)
+        if filename_prefix is None or is_inside(folder, filename_prefix):
+            return True
+        return outside(folder, filename_prefix, _EXAMPLE)
+
+    @classmethod
+    @override
+    def execute(
+        cls, reference_cache: References, filename_prefix: str, precision: Precision, layers: str
+    ) -> io.NodeOutput:
+        folder = models_folder(REFERENCES_FOLDER)
+        if not is_inside(folder, filename_prefix):
+            raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
+        saved = []
+
+        def write(path: Path) -> None:
+            saved.append(save_references(path, reference_cache, precision, LAYERS[layers]))
+
+        path = save_numbered(folder, filename_prefix, write)
+        (file,) = saved
+        text = (
+            f"Saved {path.relative_to(folder).as_posix()}, {path.stat().st_size / 1e6:,.1f} MB, "
+            f"{file.error_description}."
+        )
+        show_text(cls, text)
+        return io.NodeOutput(ui={"text": [text], **preview(cls, file)})
