@@ -13,6 +13,7 @@ from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
 from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
+from .nodes.preview_reference_cache import DreamCachePreviewReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
@@ -42,6 +43,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheCombineReferences,
             DreamCacheSaveReferenceCache,
             DreamCacheLoadReferenceCache,
+            DreamCachePreviewReferenceCache,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
             DreamCacheTrainAdapter,

@@ -50,8 +50,9 @@ from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, Source
-from .reference_file import Precision, ReferenceFile, load_references, make_thumbnail, save_references
+from .reference_file import THUMBNAIL_SIZE, Precision, ReferenceFile, load_references, make_thumbnail, save_references
 from .reference_image import resize_to_area, silhouette, subject_box, subject_on_white
+from .reference_sheet import feature_colours, reference_sheet
 from .strengths import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
 from .subjects import Subject, load_picture, open_subjects
 from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
@@ -67,6 +68,7 @@ __all__ = [
     "METRICS",
     "STAGES",
     "SUFFIXES",
+    "THUMBNAIL_SIZE",
     "VERSION",
     "Adapter",
     "AdapterCatalogue",
@@ -122,6 +124,7 @@ __all__ = [
     "ease_in",
     "ease_out",
     "epoch_order",
+    "feature_colours",
     "fingerprint",
     "group_of",
     "hash_weights",
@@ -142,6 +145,7 @@ __all__ = [
     "read_curve",
     "read_manifest",
     "read_structure",
+    "reference_sheet",
     "resize_mask",
     "resize_to_area",
     "resume",

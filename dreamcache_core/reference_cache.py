@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from PIL import Image
 
 from .errors import DreamCacheError
 from .layers import TransformerLayer, UNetStructure
@@ -31,6 +33,11 @@ class Source:
     def weights(self) -> str:
         """In words."""
         return f"{self.base_hash[:12]} with LoRAs" if self.patched else self.base_hash[:12]
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The thumbnails, opened."""
+        return [Image.open(io.BytesIO(thumbnail)).convert("RGB") for thumbnail in self.thumbnails]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,5 +119,5 @@ class ReferenceCache:
         if missing:
             raise DreamCacheError(
                 f"The reference cache lacks layers that the adapter reads ({', '.join(missing)}): encode the reference "
-                "with the layers the adapter was trained for."
+                "again, and save it with layers set to all."
             )

@@ -21,7 +21,7 @@ from .reference_cache import ReferenceCache, Source
 FILE_KIND = "reference_cache"
 FILE_VERSION = 2
 THUMBNAIL_SIZE = 160
-"""Side in pixels."""
+"""Of the longer side, in pixels."""
 
 Precision = Literal["float16", "float8"]
 # Of a channel that is stored in float8, whose largest number is 448.
@@ -41,12 +41,6 @@ class ReferenceFile:
     references: References
     precision: str
     error: float | None = None
-
-    @property
-    def thumbnails(self) -> list[Image.Image]:
-        """Square, of one size."""
-        sources = [cache.source for cache in self.references.caches if cache.source]
-        return [Image.open(io.BytesIO(image)).convert("RGB") for source in sources for image in source.thumbnails]
 
     @property
     def error_description(self) -> str:
@@ -74,10 +68,9 @@ class ReferenceFile:
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
-    """A small square JPEG of the whole picture, with white around it."""
-    square = ImageOps.pad(image.convert("RGB"), (THUMBNAIL_SIZE, THUMBNAIL_SIZE), color="white")
+    """A small JPEG of the whole picture."""
     file = io.BytesIO()
-    square.save(file, "JPEG", quality=80)
+    ImageOps.contain(image.convert("RGB"), (THUMBNAIL_SIZE, THUMBNAIL_SIZE)).save(file, "JPEG", quality=80)
     return file.getvalue()
 
 
@@ -128,7 +121,10 @@ def load_references(path: Path) -> ReferenceFile:
         precision = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         header = {**header, "precision": precision, "error": None, "paired": False, "caches": [header]}
         tensors = {f"0.{layer}": tensor for layer, tensor in tensors.items()}
-    return ReferenceFile(_build(header, tensors), header["precision"], header["error"])
+    try:
+        return ReferenceFile(_build(header, tensors), header["precision"], header["error"])
+    except KeyError as error:
+        raise DreamCacheError(f"{path.name} lacks {error}, which its header tells of: download it again.") from error
 
 
 def _describe(cache: ReferenceCache) -> Header:

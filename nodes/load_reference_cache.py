@@ -8,9 +8,10 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
+from PIL import ImageOps
 from typing_extensions import override
 
-from ..dreamcache_core import ReferenceFile, load_references, to_tensor
+from ..dreamcache_core import THUMBNAIL_SIZE, References, load_references, to_tensor
 from .folders import no_such_file
 from .types import CATEGORY, ReferenceCacheType
 
@@ -59,12 +60,14 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
     @override
     def execute(cls, reference_name: str) -> io.NodeOutput:
         file = load_references(_path(reference_name))
-        return io.NodeOutput(file.references, file.description, ui=preview(cls, file))
+        return io.NodeOutput(file.references, file.description, ui=preview(cls, file.references))
 
 
-def preview(node: type[io.ComfyNode], file: ReferenceFile) -> dict[str, Any]:
-    """The thumbnails of a file, as a node shows pictures on itself."""
-    thumbnails = [to_tensor(thumbnail) for thumbnail in file.thumbnails]
+def preview(node: type[io.ComfyNode], references: References) -> dict[str, Any]:
+    """The thumbnails of references, as a node shows pictures on itself."""
+    pictures = [picture for cache in references.caches if cache.source for picture in cache.source.pictures]
+    square = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    thumbnails = [to_tensor(ImageOps.pad(picture, square, color="white")) for picture in pictures]
     return ui.PreviewImage(torch.stack(thumbnails), cls=node).as_dict() if thumbnails else {}
 
 

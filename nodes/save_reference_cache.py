@@ -93,4 +93,4 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
             f"{file.error_description}."
         )
         show_text(cls, text)
-        return io.NodeOutput(ui={"text": [text], **preview(cls, file)})
+        return io.NodeOutput(ui={"text": [text], **preview(cls, reference_cache)})

@@ -44,6 +44,7 @@ ALONE = {
     "DreamCacheCombineReferences": "combine_references.png",
     "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     "DreamCacheLoadReferenceCache": "load_reference_cache.png",
+    "DreamCachePreviewReferenceCache": "preview_reference_cache.png",
 }
 # Of SD1.x, as Adapter Loader tells of them.
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}

@@ -25,6 +25,7 @@ NODES = {
     "DreamCacheCombineReferences": "DreamCache Combine References",
     "DreamCacheSaveReferenceCache": "DreamCache Save Reference Cache",
     "DreamCacheLoadReferenceCache": "DreamCache Load Reference Cache",
+    "DreamCachePreviewReferenceCache": "DreamCache Preview Reference Cache",
     "DreamCachePromptSource": "DreamCache Prompt Source",
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
     "DreamCacheTrainAdapter": "DreamCache Train Adapter",

@@ -167,10 +167,6 @@ def test_saved_references_load_as_they_were(
         stored, exact = file.references.tokens(layer.name).float(), both.tokens(layer.name)
         # The error that the file tells is that of the worst reference and layer.
         assert (stored - exact).norm() <= file.error * exact.norm() * 1.001
-    (thumbnail,) = file.thumbnails
-    assert thumbnail.size == (160, 160)
-    red = torch.tensor([1.0, 0.0, 0.0])
-    torch.testing.assert_close(to_tensor(thumbnail)[80, 80], red, rtol=0, atol=0.02)
     assert file.description.splitlines()[0] == (
         f"3 references for {cache.base_model}, {precision}, {file.error_description}"
     )
@@ -178,6 +174,26 @@ def test_saved_references_load_as_they_were(
         '128×128 pixels, timestep 7, prompt "a cup", strength 0.5, '
         "encoded with 0123456789ab with LoRAs by DreamCache 0.9"
     )
+
+
+def test_a_thumbnail_is_the_whole_picture() -> None:
+    picture = Image.new("RGB", (900, 300), "red")
+    picture.paste("blue", (450, 0, 900, 300))
+    (thumbnail,) = Source("", False, (make_thumbnail(picture),)).pictures
+    assert thumbnail.size == (160, 53)
+    for place, colour in ((20, [1.0, 0.0, 0.0]), (140, [0.0, 0.0, 1.0])):
+        torch.testing.assert_close(to_tensor(thumbnail)[26, place], torch.tensor(colour), rtol=0, atol=0.03)
+
+
+def test_a_file_that_lacks_features_is_refused(cache: ReferenceCache, tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    save_references(path, cache)
+    with safe_open(path, "pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names[1:]}
+    save_file(tensors, path, metadata)
+    with pytest.raises(DreamCacheError, match=re.escape(f"cache.safetensors lacks '{names[0]}'")):
+        load_references(path)
 
 
 def test_a_file_of_float8_is_half_as_large_and_one_of_some_stages_has_no_others(structure, tmp_path: Path) -> None:
@@ -202,7 +218,7 @@ def test_a_file_of_the_first_version_loads(cache: ReferenceCache, tmp_path: Path
     metadata = {"format": "dreamcache.reference_cache", "version": "1", "header": json.dumps(header)}
     save_file(dict(cache.features), tmp_path / "first.safetensors", metadata)
     file = load_references(tmp_path / "first.safetensors")
-    assert (file.precision, file.error, file.thumbnails) == ("float32", None, [])
+    assert (file.precision, file.error) == ("float32", None)
     (loaded,) = file.references.caches
     for field in ("base_model", "layers", "latent_size", "timestep", "prompt"):
         assert getattr(loaded, field) == getattr(cache, field)

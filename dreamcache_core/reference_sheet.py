@@ -1,0 +1,54 @@
+"""What a reference cache holds, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from .combined_references import References
+from .contact_sheet import contact_sheet
+from .pictures import to_image
+
+SIDE = 256
+"""Of each picture, in pixels."""
+# What is darker or brighter than all but so much of a layer is black or white.
+_CUT = 0.01
+
+
+def reference_sheet(references: References) -> Image.Image:
+    """A row for each reference: its picture, if there is one, and the features of each layer in colours."""
+    rows: list[list[Image.Image | None]] = []
+    for cache in references.caches:
+        pictures = cache.source.pictures if cache.source else []
+        rows += [[pictures[number] if pictures else None] for number in range(cache.references)]
+    for layer in references.layers:
+        features = [each for cache in references.caches for each in cache.features[layer.name]]
+        for row, colours in zip(rows, feature_colours(features), strict=True):
+            image = to_image(colours)
+            scale = SIDE / max(image.size)
+            # To squares, one a token: the sheet would blur them.
+            size = (round(image.width * scale), round(image.height * scale))
+            row.append(image.resize(size, Image.Resampling.NEAREST))
+    columns = ["reference", *(f"{layer.name}, {layer.channels} channels" for layer in references.layers)]
+    labels = [str(number) for number in range(1, len(rows) + 1)]
+    return contact_sheet(rows, labels, columns, SIDE)
+
+
+def feature_colours(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Features of a layer, each (channels, height, width), as colours of 0…1, (height, width, 3) float32.
+
+    Red, green and blue are the first three principal components of all of them together, so that what the model sees
+    alike in two references has one colour.
+    """
+    tokens = torch.cat([each.flatten(1).T for each in features]).float()
+    tokens = tokens - tokens.mean(0)
+    directions = torch.linalg.svd(tokens, full_matrices=False).Vh[:3]
+    # A direction and its opposite are the same component: the one along which most channels rise.
+    directions = directions * torch.where(directions.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    components = tokens @ directions.T
+    low, high = (torch.quantile(components, cut, dim=0) for cut in (_CUT, 1 - _CUT))
+    colours = ((components - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
+    parts = colours.split([each[0].numel() for each in features])
+    return [part.reshape(*each.shape[1:], 3) for part, each in zip(parts, features, strict=True)]

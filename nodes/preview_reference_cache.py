@@ -1,0 +1,36 @@
+"""DreamCache Preview Reference Cache: what the model saw in a reference, in colours."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ..dreamcache_core import References, reference_sheet, to_tensor
+from .types import CATEGORY, ReferenceCacheType
+
+
+class DreamCachePreviewReferenceCache(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCachePreviewReferenceCache",
+            display_name="DreamCache Preview Reference Cache",
+            category=CATEGORY,
+            description="Shows what the model saw in your subject: the features of each layer, in colours.",
+            search_aliases=["show features", "visualize", "PCA"],
+            inputs=[
+                ReferenceCacheType.Input(
+                    "reference_cache",
+                    tooltip="From DreamCache Encode Reference, Combine References or Load Reference Cache.",
+                )
+            ],
+            outputs=[io.Image.Output("image", tooltip="The sheet: a row for each reference, a column for each layer.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def execute(cls, reference_cache: References) -> io.NodeOutput:
+        image = to_tensor(reference_sheet(reference_cache)).unsqueeze(0)
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
