@@ -53,6 +53,7 @@ class ReferenceCache:
     """
 
     paired: ClassVar[bool] = False
+    """As in CombinedReferences."""
 
     features: Mapping[str, torch.Tensor]
     base_model: str
@@ -94,6 +95,7 @@ class ReferenceCache:
 
     @property
     def caches(self) -> tuple[ReferenceCache, ...]:
+        """As in CombinedReferences."""
         return (self,)
 
     def compare_weights(self, model: Source) -> str | None:

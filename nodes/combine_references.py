@@ -55,7 +55,8 @@ class DreamCacheCombineReferences(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, references: io.Autogrow.Type, mode: str, strengths: str) -> io.NodeOutput:
-        given = [reference for reference in references.values() if reference is not None]
+        # In the order of their names, whatever that of the prompt.
+        given = [references[name] for name in _NAMES if references.get(name) is not None]
         if mode == ONE_PER_LATENT:
             if strengths.strip():
                 raise DreamCacheError(

@@ -69,6 +69,13 @@ def test_a_reference_of_strength_0_is_as_one_that_is_not_there(server: ComfyUISe
         assert torch.equal(drawn(server, A, B, strengths="1, 0", mode=mode), alone(server, A))
 
 
+def test_strengths_are_those_of_the_inputs_in_the_order_of_their_names(server: ComfyUIServer) -> None:
+    scene = Scene(server)
+    named = {"references.reference_2": scene.encode(**B), "references.reference_1": scene.encode(**A)}
+    reference = scene.add("DreamCacheCombineReferences", mode="concatenate", strengths="1, 0", **named)
+    assert torch.equal(sample(scene, reference), alone(server, A))
+
+
 def test_combinations_can_be_combined(server: ComfyUIServer) -> None:
     scene = Scene(server)
     a, b = scene.encode(**A), scene.encode(**B)

@@ -8,7 +8,7 @@ from pathlib import Path
 import environment
 import pytest
 from comfyui_server import ComfyUIServer, Result, WorkflowError
-from dreamcache.dreamcache_core import DEFAULT_STAGES, STAGES, load_references, select_layers
+from dreamcache.dreamcache_core import DEFAULT_STAGES, STAGES, Adapter, load_references, save_adapter, select_layers
 from dreamcache.nodes import patching
 from graph import Graph, Link, Scene, difference, failure, lora, output
 from miniature import models
@@ -134,6 +134,18 @@ def test_a_saved_reference_of_another_base_model(server: ComfyUIServer) -> None:
     scene = Scene(server)
     message = failure(lambda: scene.sample(apply_loaded(scene, "other_base")))
     assert "The reference cache was encoded with" in message
+
+
+def test_a_saved_reference_without_the_layers_that_the_adapter_reads(server: ComfyUIServer) -> None:
+    save(Scene(server), "few_layers")
+    unet = patching.structure_of(models.unet_patcher("sd15"))
+    adapter = Adapter(select_layers(unet.layers, STAGES), unet.base_model)
+    save_adapter(server.base / "models" / "dreamcache" / "encoder.safetensors", adapter)
+    scene = Scene(server)
+    scene.adapter = scene.add("DreamCacheAdapterLoader", adapter_name="encoder.safetensors")
+    message = failure(lambda: scene.sample(apply_loaded(scene, "few_layers")))
+    assert "lacks layers that the adapter reads (input_blocks.2.1, input_blocks.5.1, input_blocks.8.1)" in message
+    assert "save it with layers set to all" in message
 
 
 def test_files_that_are_no_references(server: ComfyUIServer, references: Path) -> None:
