@@ -109,9 +109,10 @@ def save_references(
     return ReferenceFile(_build(header, tensors), precision, error)
 
 
-def load_references(path: Path) -> ReferenceFile:
+def load_references(path: Path, device: torch.device | str = "cpu") -> ReferenceFile:
     """Read references, in float16 if they were stored in float8. Raises DreamCacheError if the file is another."""
     metadata, tensors = read_tensors(path)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is None:
         raise DreamCacheError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -59,7 +60,9 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, reference_name: str) -> io.NodeOutput:
-        file = load_references(_path(reference_name))
+        # Where Encode Reference puts its own, so that the two can be combined.
+        device = comfy.model_management.intermediate_device()
+        file = load_references(_path(reference_name), device)
         return io.NodeOutput(file.references, file.description, ui=preview(cls, file.references))
 
 
