@@ -7,6 +7,7 @@ from pathlib import Path
 
 import environment
 import pytest
+import torch
 from comfyui_server import ComfyUIServer, Result, WorkflowError
 from dreamcache.dreamcache_core import DEFAULT_STAGES, STAGES, Adapter, load_references, save_adapter, select_layers
 from dreamcache.nodes import patching
@@ -63,6 +64,21 @@ def test_two_saved_references_read_together_draw_what_they_drew(server: ComfyUIS
     before = scene.sample(scene.apply(scene.model, reference_cache=both(scene)))
     scene = Scene(server)
     assert difference(scene.sample(apply_loaded(scene, "both")), before) < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["concatenate", "average", "one per latent"])
+def test_a_loaded_reference_and_an_encoded_one_are_combined(server: ComfyUIServer, mode: str) -> None:
+    save(Scene(server), "mixed")
+
+    def drawn(loaded: bool) -> torch.Tensor:
+        scene = Scene(server)
+        first = load(scene, "mixed") if loaded else scene.reference
+        named = {"references.reference_1": first, "references.reference_2": scene.encode(timestep=400)}
+        both = scene.add("DreamCacheCombineReferences", mode=mode, strengths="", **named)
+        empty = scene.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+        return scene.sample(scene.apply(scene.model, reference_cache=both), latent_image=empty, steps=2)
+
+    assert difference(drawn(loaded=True), drawn(loaded=False)) < 1e-3
 
 
 def test_both_nodes_show_the_reference_and_the_loader_tells_of_it(server: ComfyUIServer) -> None:
