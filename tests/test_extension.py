@@ -141,7 +141,7 @@ def test_slots_keep_their_colours_when_the_theme_changes(front_end: FrontEnd) ->
         LGraphCanvas.link_type_colors[type],
         getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`),
     ]"""
-    types = ("DREAMCACHE_ADAPTER", "DREAMCACHE_REFERENCE_CACHE")
+    types = ("DREAMCACHE_ADAPTER", "DREAMCACHE_REFERENCE_CACHE", "DREAMCACHE_STRENGTHS")
     before = [page.evaluate(colours, type_) for type_ in types]
     assert len({colour for pair in before for colour in pair}) == len(types)
     for theme in ("light", "dark"):

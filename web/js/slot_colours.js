@@ -6,6 +6,7 @@ import { app } from '../../../scripts/app.js'
 const COLOURS = {
     DREAMCACHE_ADAPTER: '#c2863a',
     DREAMCACHE_REFERENCE_CACHE: '#3fa39b',
+    DREAMCACHE_STRENGTHS: '#8f7cc9',
 }
 
 export function paintSlots() {
