@@ -12,7 +12,7 @@ import comfy.sample
 import pytest
 import torch
 from comfyui_server import WorkflowError
-from dreamcache.dreamcache_core import Adapter, ReferenceCache, Strengths, select_layers
+from dreamcache.dreamcache_core import Adapter, ReferenceCache, Strengths, combine, select_layers
 from dreamcache.nodes import patching
 from graph import Link, Scene, difference
 from miniature import models
@@ -218,6 +218,18 @@ def test_what_is_around_the_subject_makes_no_difference_to_any_bit(studio: Studi
     injection = studio.injection(cache=cache)
     changed = replace(injection, cache=replace(cache, features=around))
     assert torch.equal(studio.draw(injection)[0], studio.draw(changed)[0])
+
+
+def test_each_latent_reads_only_the_subject_of_its_own_reference(studio: Studio) -> None:
+    whole, other = studio.cache(), studio.cache(seed=2)
+    part = replace(whole, subject=left_half(16, 24))
+    paired = studio.injection(cache=combine([part, other], [1.0, 1.0], paired=True), paired=True)
+    _, both = studio.draw(paired, batch=2)
+    for number, cache in enumerate((part, other)):
+        _, alone = studio.draw(studio.injection(cache=cache), batch=2)
+        assert difference(both[:, number], alone[:, number]) < 1e-4
+    _, of_whole = studio.draw(studio.injection(cache=whole), batch=2)
+    assert difference(both[:, 0], of_whole[:, 0]) > 1e-3
 
 
 def test_subject_only_reads_what_the_mask_has(server) -> None:
