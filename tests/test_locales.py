@@ -58,20 +58,21 @@ def test_every_text_that_the_extension_says_is_there() -> None:
     assert set(re.findall(r"\bsay\('(\w+)'", code)) == set(_read("en", "main")["dreamcache"])
 
 
+_INPUT_NAMES = (
+    "Object.fromEntries(LiteGraph.createNode('ApplyDreamCache').inputs.map("
+    "(input) => [input.name, input.localized_name]))"
+)
+
+
 def test_the_front_end_shows_the_language_that_it_is_set_to(server: ComfyUIServer) -> None:
     with open_front_end(server) as front_end:
         page = front_end.page
         for language in SHOWN:
             page.evaluate("id => app.extensionManager.setting.set('Comfy.Locale', id)", language)
             texts = _read(language, "nodeDefs")["ApplyDreamCache"]
-            page.wait_for_function(
-                "name => LiteGraph.createNode('ApplyDreamCache').inputs[3].localized_name === name",
-                arg=texts["inputs"]["strength"]["name"],
-            )
-            inputs = page.evaluate(
-                "LiteGraph.createNode('ApplyDreamCache').inputs.map((input) => input.localized_name)"
-            )
-            assert inputs == [text["name"] for text in texts["inputs"].values()]
+            shown = {name: text["name"] for name, text in texts["inputs"].items()}
+            page.wait_for_function(f"name => {_INPUT_NAMES}.strength === name", arg=shown["strength"])
+            assert page.evaluate(_INPUT_NAMES) == shown
             # Titles, of whatever pack, follow when the page is loaded anew.
             page.reload()
             page.wait_for_function(
