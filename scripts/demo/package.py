@@ -17,6 +17,8 @@ from .loop import as_tensor
 from .scenes import read_scenes
 from .world import random_scene
 
+AUTOENCODER = DEMO / "autoencoder.safetensors"
+
 
 def provenance(**trained: int) -> dict[str, object]:
     """What a file's header says of where it comes from. `trained`: steps and the like."""
@@ -55,11 +57,3 @@ def rgb_factors(encode) -> list[list[float]]:
     colors = torch.from_numpy(np.stack(small)).reshape(-1, 3) / 127.5 - 1
     latents = encode(as_tensor(images).movedim(1, -1)).movedim(1, -1).reshape(-1, 4)
     return torch.linalg.lstsq(latents, colors).solution.tolist()
-
-
-def merged(parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
-
-AUTOENCODER = DEMO / "autoencoder.safetensors"
-BASE = DEMO / "base.safetensors"
