@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -18,9 +16,6 @@ import torch.nn.functional as F
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
-
-from ..dreamcache_core import DreamCacheError
-from ..dreamcache_core.files import read_header, read_tensors
 
 FILE_KIND = "demo model"
 FILE_VERSION = 1
@@ -85,15 +80,6 @@ class DemoAutoencoder(AutoencoderKL):
         return F.pixel_shuffle(super().decode(z, **kwargs), _PIXELS)
 
 
-class _LatentFormat(comfy.latent_formats.SD15):
-    """SD1.5's scale, which the autoencoder's weights are made for; `rgb_factors` (4, 3) are for previews."""
-
-    def __init__(self, rgb_factors: list[list[float]] | None = None) -> None:
-        super().__init__()
-        if rgb_factors:
-            self.latent_rgb_factors = rgb_factors
-
-
 class _Config(comfy.supported_models.SD15):
     """SD1.5, but predicting v: colours, which a reference is about, are learned sooner at high noise."""
 
@@ -110,16 +96,7 @@ class DemoNetworks:
     vae: VAE
 
 
-def load_demo_networks(path: Path) -> DemoNetworks:
-    """Read the file that the recipe wrote. Raises DreamCacheError if it is missing or damaged."""
-    metadata, tensors = read_tensors(path)
-    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-    if header is None:
-        raise DreamCacheError(f"{path.name} is no demo model: make it with scripts/make_demo.py.")
-    return demo_networks(tensors, header["rgb_factors"])
-
-
-def demo_networks(tensors: Mapping[str, torch.Tensor], rgb_factors: list[list[float]] | None = None) -> DemoNetworks:
+def demo_networks(tensors: Mapping[str, torch.Tensor]) -> DemoNetworks:
     """The networks with these weights, named `unet.…`, `text_encoder.…` and `autoencoder.…`; parts that have none are
     left undefined, for the recipe to train.
     """
@@ -127,14 +104,11 @@ def demo_networks(tensors: Mapping[str, torch.Tensor], rgb_factors: list[list[fl
         part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
         for part in ("unet", "text_encoder", "autoencoder")
     }
-    return DemoNetworks(
-        _model(weights["unet"], rgb_factors), _clip(weights["text_encoder"]), _vae(weights["autoencoder"])
-    )
+    return DemoNetworks(_model(weights["unet"]), _clip(weights["text_encoder"]), _vae(weights["autoencoder"]))
 
 
-def _model(weights: dict[str, torch.Tensor], rgb_factors: list[list[float]] | None) -> ModelPatcher:
+def _model(weights: dict[str, torch.Tensor]) -> ModelPatcher:
     config = _Config(dict(_UNET))
-    config.latent_format = _LatentFormat(rgb_factors)
     device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
