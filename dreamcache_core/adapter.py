@@ -55,15 +55,59 @@ class AdapterLayer(nn.Module):
         value: torch.Tensor,
         attention: Attention = attend,
     ) -> torch.Tensor:
-        """What stands in for `self_attention`.
+        """What is to be added to `self_attention`.
 
         `x`: the block's token input, (batch, tokens, channels). `self_attention`: of the frozen block, the same shape.
         `key`, `value`: (references, cached tokens, channels). One is shared by the batch; of several, each is read by
         the part of the batch that has its number, in every `references` parts anew.
         """
-        query = self.to_q(self.norm_mem(x))
-        cross_attention = attention(query, _over_batch(key, len(x)), _over_batch(value, len(x)), self.heads)
-        return self.linear_cat(torch.cat([self_attention, self.to_out(cross_attention)], dim=-1))
+        read = self.to_out(self._attend(x, key, value, attention))
+        return self.linear_cat(torch.cat([self_attention, read], dim=-1)) - self_attention
+
+    def _attend(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention) -> torch.Tensor:
+        # Queries that read the same reference stand in a row, so that it isn't copied for each of them.
+        query = self.to_q(self.norm_mem(x)).unflatten(0, (-1, len(key))).transpose(0, 1)
+        read = attention(query.flatten(1, 2), key, value, self.heads)
+        return read.unflatten(1, query.shape[1:3]).transpose(0, 1).flatten(0, 1)
+
+
+class FoldedLayer(AdapterLayer):
+    """An AdapterLayer for drawing, whose matrices that follow each other are one. With Linear's weight [A B],
+
+        (A - 1)·SelfAttn + (B·W_out)·CrossAttn + B·b_out + b
+
+    gives the same with c² multiplications less for each token, and 5·c² + 3·c weights.
+    """
+
+    def __init__(self, layer: TransformerLayer, operations: Any = nn) -> None:
+        super().__init__(layer, operations)
+        del self.to_out
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        self_attention: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: Attention = attend,
+    ) -> torch.Tensor:
+        """As AdapterLayer's."""
+        read = self._attend(x, key, value, attention)
+        return self.linear_cat(torch.cat([self_attention, read], dim=-1))
+
+
+@torch.no_grad()
+def _fold(layer: AdapterLayer) -> dict[str, torch.Tensor]:
+    """The weights of `layer` as a FoldedLayer's; the very tensors, where they are the same."""
+    weights = layer.state_dict()
+    linear, channels = weights["linear_cat.weight"], weights["to_q.weight"].shape[0]
+    # Sums of products want more digits than float8 has.
+    dtype = linear.dtype if linear.dtype.itemsize > 1 else torch.float16
+    of_self, of_read = linear.float().split(channels, dim=1)
+    identity = torch.eye(channels, device=linear.device)
+    weight = torch.cat([of_self - identity, of_read @ weights.pop("to_out.weight").float()], dim=1)
+    bias = weights["linear_cat.bias"].float() + of_read @ weights.pop("to_out.bias").float()
+    return {**weights, "linear_cat.weight": weight.to(dtype), "linear_cat.bias": bias.to(dtype)}
 
 
 def weight_shapes(channels: int) -> dict[str, tuple[int, ...]]:
@@ -78,16 +122,11 @@ def weight_shapes(channels: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _over_batch(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """Repeat (references, tokens, channels) until it is (batch, tokens, channels). One reference isn't copied."""
-    return tensor.expand(batch // len(tensor), *tensor.shape).flatten(0, 1)
-
-
 class Adapter(nn.Module):
     """The adapter of one base model. State keys read `output_blocks.4.1.to_q.weight`.
 
     `layers`: the layers it sits on. `base_model`: the family it was trained for, in words, as UNetStructure has it.
-    `provenance`: its trainings, one after the other, as far as they are known.
+    `provenance`: its trainings, one after the other, as far as they are known. `layer_type`: what its layers are.
     """
 
     def __init__(
@@ -96,6 +135,7 @@ class Adapter(nn.Module):
         base_model: str,
         operations: Any = nn,
         provenance: Sequence[Provenance] = (),
+        layer_type: type[AdapterLayer] = AdapterLayer,
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
@@ -108,7 +148,7 @@ class Adapter(nn.Module):
                 if not hasattr(parent, name):
                     parent.add_module(name, nn.Module())
                 parent = parent.get_submodule(name)
-            parent.add_module(leaf, AdapterLayer(layer, operations))
+            parent.add_module(leaf, layer_type(layer, operations))
 
     def __getitem__(self, layer: str) -> AdapterLayer:
         return self.get_submodule(layer)  # type: ignore[return-value]
@@ -117,12 +157,15 @@ class Adapter(nn.Module):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def with_operations(self, operations: Any) -> Adapter:
-        """An adapter of the same weights, the very tensors, whose layers are a host's, without gradients."""
+    def folded(self, operations: Any = nn) -> Adapter:
+        """An adapter for drawing that does the same with fewer operations (see FoldedLayer), whose layers are a host's.
+        It can't be trained, nor saved as what it came from.
+        """
         # On the meta device, because the weights are there: nothing is drawn at random only to be replaced.
         with torch.device("meta"):
-            adapter = Adapter(self.layers, self.base_model, operations, self.provenance)
-        adapter.load_state_dict(self.state_dict(), assign=True)
+            adapter = Adapter(self.layers, self.base_model, operations, self.provenance, FoldedLayer)
+        folded = {f"{layer.name}.{name}": t for layer in self.layers for name, t in _fold(self[layer.name]).items()}
+        adapter.load_state_dict(folded, assign=True)
         return adapter.requires_grad_(False).eval()
 
     def check_fits(self, structure: UNetStructure) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.ops
 import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
@@ -58,8 +57,8 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, adapter_name: str) -> io.NodeOutput:
-        file = load_adapter(_path(adapter_name), comfy.ops.manual_cast)
-        return io.NodeOutput(patching.wrap_adapter(file.adapter), file.description)
+        file = load_adapter(_path(adapter_name))
+        return io.NodeOutput(patching.wrap_for_drawing(file.adapter), file.description)
 
 
 def _path(adapter_name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import comfy.model_management
 import comfy.model_sampling
@@ -113,7 +114,7 @@ class ComfyUIBase:
         sigma = self.sigmas[TIMESTEP].expand(len(latents))
         recording = patching.Recording()
         context = self._empty_prompt.expand(len(latents), -1, -1)
-        with torch.no_grad():
+        with torch.no_grad(), suppress(patching.Recorded):
             self._evaluate(latents + self.sigmas[TIMESTEP] * noise, sigma, context, recording.options)
         return ReferenceCache(
             features=recording.features,

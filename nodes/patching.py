@@ -6,7 +6,7 @@ Everything is put on a clone of the ModelPatcher, and ComfyUI takes it off the n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -44,7 +44,7 @@ from ..dreamcache_core import (
 
 # Names everything of ours on a ModelPatcher: its injections, wrappers and additional models.
 KEY = "dreamcache"
-_RUN_KEY = "dreamcache_run"
+RUN_KEY = "dreamcache_run"
 _RECORDING_KEY = "dreamcache_recording"
 # How finely a curve over sampling is read.
 _PROGRESS_POINTS = 257
@@ -88,7 +88,8 @@ def encode_reference(
     guider = comfy.samplers.CFGGuider(unpatched)
     guider.inner_set_conds({"positive": conditioning})
     sigma = unpatched.get_model_object("model_sampling").sigma(torch.tensor([float(timestep)]))
-    guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
+    with suppress(Recorded):
+        guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
     device = comfy.model_management.intermediate_device()
     return ReferenceCache(
         features={layer: tensor.to(device) for layer, tensor in recording.features.items()},
@@ -110,6 +111,10 @@ class _SingleEvaluation(comfy.samplers.Sampler):
         return model_wrap(sampling.noise_scaling(sigmas, noise, latent_image), sigmas.expand(len(noise)), **extra_args)
 
 
+class Recorded(Exception):  # noqa: N818  It is no error.
+    """Ends an evaluation where the last layer is recorded, for nobody needs what comes after it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """What entered the layers of a model that has recorders: layer name → (batch, channels, height, width)."""
@@ -118,7 +123,7 @@ class Recording:
 
     @property
     def options(self) -> Options:
-        """The transformer_options of an evaluation that is to be recorded."""
+        """The transformer_options of an evaluation that is to be recorded; it raises Recorded when that is done."""
         return {_RECORDING_KEY: self}
 
 
@@ -133,14 +138,18 @@ def _with_recorders_only(model: ModelPatcher, layers: tuple[TransformerLayer, ..
     model.set_additional_models(KEY, [])
     for layer in layers:
         name = f"diffusion_model.{layer.name}.forward"
-        model.add_object_patch(name, partial(_record, model.get_model_object(name), layer.name))
+        model.add_object_patch(name, partial(_record, model.get_model_object(name), layer.name, len(layers)))
     return model
 
 
-def _record(forward: Callable, layer: str, x: torch.Tensor, context: Any = None, transformer_options: Any = None):
+def _record(
+    forward: Callable, layer: str, layers: int, x: torch.Tensor, context: Any = None, transformer_options: Any = None
+):
     recording = transformer_options.get(_RECORDING_KEY)
     if recording:
         recording.features[layer] = x.clone()
+        if len(recording.features) == layers:
+            raise Recorded
     return forward(x, context, transformer_options)
 
 
@@ -206,6 +215,7 @@ class _Run:
 
     `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of those that
     have one. `latent_size`: (height, width). `curves`: of the injections whose strength changes.
+    `ranges`: the least and the largest sigma of those that aren't active in all of sampling.
     `memories`: the caches as adapters read them. `regions`: masks as layers need them.
     """
 
@@ -213,6 +223,7 @@ class _Run:
     areas: Mapping[UUID, tuple[int, int, int, int]] = field(default_factory=dict)
     latent_size: tuple[int, int] = (0, 0)
     curves: Mapping[Injection, _Curve] = field(default_factory=dict)
+    ranges: Mapping[Injection, tuple[float, float]] = field(default_factory=dict)
     memories: dict[tuple[Any, ...], _Memory] = field(default_factory=dict)
     regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
@@ -229,8 +240,15 @@ def wrap_adapter(adapter: Adapter) -> ModelPatcher:
 
 
 def wrap_for_drawing(adapter: Adapter) -> ModelPatcher:
-    """The same of an adapter in training, which computes in float32; drawing casts it to what the model computes in."""
-    return wrap_adapter(adapter.with_operations(comfy.ops.manual_cast))
+    """The same of an adapter folded for drawing, which is cast to what the model computes in."""
+    patcher = wrap_adapter(adapter.folded(comfy.ops.manual_cast))
+    patcher.set_attachments(KEY, adapter)
+    return patcher
+
+
+def unfolded(adapter: ModelPatcher) -> Adapter:
+    """The adapter that `wrap_for_drawing` was given, which can be saved and trained on."""
+    return adapter.get_attachment(KEY)
 
 
 def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
@@ -305,8 +323,13 @@ def _begin_run(
             for injection in injections
             if injection.strengths.curve != CONSTANT
         },
+        ranges={
+            injection: tuple(map(sampling.percent_to_sigma, (injection.end_percent, injection.start_percent)))
+            for injection in injections
+            if (injection.start_percent, injection.end_percent) != (0, 1)
+        },
     )
-    model_options = _with_options(model_options, {_RUN_KEY: run})
+    model_options = _with_options(model_options, {RUN_KEY: run})
     extra_args = {**extra_args, "model_options": model_options}
     return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
@@ -334,9 +357,13 @@ def _curve_of(strengths: Strengths, sampling: Any, device: torch.device) -> _Cur
 
 
 def _select_active(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
-    sampling = executor.class_obj.inner_model.model_sampling
-    injections = model_options["transformer_options"].get(KEY, ())
-    active = tuple(injection for injection in injections if _is_active(injection, sampling, timestep))
+    options = model_options["transformer_options"]
+    active, ranges = options.get(KEY, ()), options[RUN_KEY].ranges
+    if ranges:
+        # The host waits for the device here, once a step, as ComfyUI does for a prompt that has a range.
+        sigma = float(timestep.max())
+        over = {injection for injection, (least, largest) in ranges.items() if not least <= sigma <= largest}
+        active = tuple(injection for injection in active if injection not in over)
     with _no_compiling():
         return executor(x, timestep, _with_options(model_options, {KEY: active}), *args)
 
@@ -347,13 +374,6 @@ def _no_compiling() -> AbstractContextManager:
     """
     set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
     return set_stance("force_eager") if set_stance else nullcontext()
-
-
-def _is_active(injection: Injection, sampling: Any, sigma: torch.Tensor) -> bool:
-    if (injection.start_percent, injection.end_percent) == (0, 1):
-        return True
-    start, end = (sampling.percent_to_sigma(percent) for percent in (injection.start_percent, injection.end_percent))
-    return end <= float(sigma.max()) <= start
 
 
 def _guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
@@ -402,27 +422,35 @@ def _add_references(
     `x`: the block's token input; `self_attention`: of it; both (rows · batch, tokens, channels).
     """
     attention = partial(optimized_attention, attn_precision=options.get("attn_precision"), transformer_options=options)
-    run = options.get(_RUN_KEY) or _Run()
-    result = self_attention
+    run = options.get(RUN_KEY) or _Run()
+    result = self_attention.clone()
     for injection in injections:
         adapter: AdapterLayer = injection.adapter.model[layer]
         name = (injection, layer, x.device, x.dtype)
         if name not in run.memories:
             run.memories[name] = _read(adapter, injection, layer, x)
         memory = run.memories[name]
-        read = attention
-        if memory.bias is not None:
-            read = partial(attention, mask=memory.bias.expand(len(x) // len(memory.bias), -1, -1, -1).flatten(0, 1))
-        change = adapter(x, self_attention, memory.key, memory.value, read) - self_attention
-        if injection.rows != "both":
-            reading = [(uuid in run.conditioned) == (injection.rows == "conditioned") for uuid in options["uuids"]]
-            change *= torch.tensor(reading).to(x).repeat_interleave(len(x) // len(reading)).reshape(-1, 1, 1)
-        if injection.region is not None:
-            change *= _region_of(injection.region, x, options, run)
-        if injection in run.curves:
-            change *= run.curves[injection].at(options["sigmas"][:1]).to(x)
-        result = result + injection.strength_at(layer) * change
+        read = attention if memory.bias is None else partial(attention, mask=memory.bias)
+        for rows in _rows_that_read(injection, len(x), options, run):
+            change = adapter(x[rows], self_attention[rows], memory.key, memory.value, read)
+            if injection.region is not None:
+                change *= _region_of(injection.region, x, options, run)[rows]
+            if injection in run.curves:
+                change *= run.curves[injection].at(options["sigmas"][:1]).to(x)
+            result[rows].add_(change, alpha=injection.strength_at(layer))
     return result
+
+
+def _rows_that_read(injection: Injection, rows: int, options: Options, run: _Run) -> list[slice]:
+    """Which of the rows that are evaluated together read the reference, all latents of a prompt in a row."""
+    if injection.rows == "both":
+        return [slice(rows)]
+    batch = rows // len(options["uuids"])
+    return [
+        slice(number * batch, (number + 1) * batch)
+        for number, uuid in enumerate(options["uuids"])
+        if (uuid in run.conditioned) == (injection.rows == "conditioned")
+    ]
 
 
 def _region_of(mask: torch.Tensor, x: torch.Tensor, options: Options, run: _Run) -> torch.Tensor:

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core import DreamCacheError, save_adapter
+from . import patching
 from .adapter_loader import FOLDER
 from .folders import is_inside, models_folder, outside, save_numbered
 from .on_node import show_text
@@ -63,7 +64,7 @@ class DreamCacheSaveAdapter(io.ComfyNode):
         if not is_inside(folder, filename_prefix):
             raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
         path = save_numbered(
-            folder, filename_prefix, lambda path: save_adapter(path, adapter.model, PRECISIONS[precision])
+            folder, filename_prefix, lambda path: save_adapter(path, patching.unfolded(adapter), PRECISIONS[precision])
         )
         text = f"Saved {path.relative_to(folder).as_posix()}, {path.stat().st_size / 1e6:,.1f} MB."
         show_text(cls, text)

@@ -286,7 +286,7 @@ def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int)
     structure = patching.structure_of(model)
     if adapter is None:
         return untrained_adapter(structure, seed).to(model.load_device)
-    given: Adapter = adapter.model
+    given = patching.unfolded(adapter)
     given.check_fits(structure)
     with torch.device("meta"):
         copy = Adapter(given.layers, given.base_model, provenance=given.provenance)

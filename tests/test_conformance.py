@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import pytest
 import torch
 from dreamcache.dreamcache_core import Adapter, TransformerLayer, UNetStructure, load_adapter, select_layers
@@ -32,14 +31,14 @@ class Vectors:
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}
         self.model = models.unet_patcher(family, self.config["seed"], dtype)
         structure = patching.structure_of(self.model)
-        adapter = Adapter(select_layers(structure.layers), structure.base_model, comfy.ops.manual_cast)
+        adapter = Adapter(select_layers(structure.layers), structure.base_model)
         adapter.load_state_dict(
             {
                 name: models.generated_tensor(models.authors_name(name), tuple(tensor.shape), self.config["seed"])
                 for name, tensor in adapter.state_dict().items()
             }
         )
-        self.adapter = patching.wrap_adapter(adapter.to(adapter_dtype))
+        self.adapter = patching.wrap_for_drawing(adapter.to(adapter_dtype))
 
     def encode(self) -> patching.ReferenceCache:
         """The vectors give what enters the U-Net: undo what ComfyUI does to a latent on its way there."""
@@ -91,19 +90,25 @@ def test_prediction_without_a_reference_is_the_authors(vectors: Vectors) -> None
 
 @pytest.mark.parametrize(
     ("dtype", "adapter_dtype"),
-    [(torch.float32, torch.float16), (torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)],
+    [
+        (torch.float32, torch.float16),
+        (torch.float32, torch.float8_e4m3fn),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+    ],
 )
 def test_any_precision_of_model_and_adapter_stays_close(dtype: torch.dtype, adapter_dtype: torch.dtype) -> None:
     vectors = Vectors("sd15", dtype, adapter_dtype)
     with_reference = patching.inject(vectors.model, patching.Injection(vectors.adapter, vectors.encode()))
     # In bfloat16 the plain network is off by 0.018 already; one that doesn't read the reference, by 0.74.
-    assert relative_error(vectors.generate(with_reference), vectors.tensors["eps_with_reference"]) < 0.05
+    bound = 0.05 if adapter_dtype.itemsize > 1 else 0.1
+    assert relative_error(vectors.generate(with_reference), vectors.tensors["eps_with_reference"]) < bound
 
 
 def test_the_authors_own_file_gives_the_same_numbers() -> None:
     vectors = Vectors("sd21")
     file = load_adapter(VECTORS / "official_format_sd21_mini.pt")
-    injection = patching.Injection(patching.wrap_adapter(file.adapter), vectors.encode())
+    injection = patching.Injection(patching.wrap_for_drawing(file.adapter), vectors.encode())
     prediction = vectors.generate(patching.inject(vectors.model, injection))
     assert relative_error(prediction, vectors.tensors["eps_with_reference"]) < BOUND
 

@@ -108,6 +108,19 @@ def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch
         assert loaded.state_dict()[name].dtype == dtype
 
 
+@pytest.mark.parametrize("references", [1, 2])
+def test_an_adapter_folded_for_drawing_changes_the_same(structure, references: int) -> None:
+    adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
+    folded = adapter.folded()
+    for layer in adapter.layers:
+        x, self_attention, cached = (torch.randn(rows, 6, layer.channels) for rows in (4, 4, references))
+        changes = [
+            each[layer.name](x, self_attention, *each[layer.name].keys_values(cached)) for each in (adapter, folded)
+        ]
+        torch.testing.assert_close(changes[1], changes[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_saved_adapter_tells_of_its_trainings(structure, tmp_path: Path) -> None:
     trainings = Provenance("0123456789abcdef", 200_000, 48, 400_000), Provenance("fedcba9876543210", 500, 4, 30, "0.9")
     adapter = Adapter(select_layers(structure.layers), structure.base_model, provenance=trainings)

@@ -28,9 +28,9 @@ class Studio:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.model = models.unet_patcher("sd15", dtype=dtype)
         structure = patching.structure_of(self.model)
-        adapter = Adapter(select_layers(structure.layers), structure.base_model, comfy.ops.manual_cast)
+        adapter = Adapter(select_layers(structure.layers), structure.base_model)
         adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
-        self.adapter = patching.wrap_adapter(adapter)
+        self.adapter = patching.wrap_for_drawing(adapter)
 
     def cache(self, references: int = 1, seed: int = 1) -> ReferenceCache:
         latent = torch.randn(references, 4, 16, 24, generator=torch.Generator().manual_seed(seed))

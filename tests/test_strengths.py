@@ -95,5 +95,7 @@ def test_unconditioned_rows_leave_the_positive_prompt_as_it_was(server) -> None:
         return scene.sample(scene.apply(scene.model, **settings), cfg=cfg)
 
     assert torch.equal(of(1.0, rows="unconditioned"), of(1.0, strength=0.0))
-    assert torch.equal(of(0.0, rows="unconditioned"), of(0.0))
+    # But for how the CPU splits larger matrices, of more rows that read.
+    both = of(0.0)
+    torch.testing.assert_close(of(0.0, rows="unconditioned"), both, rtol=1e-4, atol=1e-4 * float(both.abs().max()))
     assert of(4.0, rows="unconditioned", image_guidance=2.0).isfinite().all()
