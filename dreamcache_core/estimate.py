@@ -37,11 +37,11 @@ def measure(trainer: Trainer, batches: Iterable[Sequence[Batch]], steps: int = 2
     device = trainer.base.sigmas.device
     progress = run(trainer, batches, Path(), every=1, save=False)
     first = next(progress)
-    held = _memory(device, "VmRSS")
-    _reset_peak(device)
+    held = memory_of(device, "VmRSS")
+    reset_peak(device)
     rates = [step.samples_per_second for step in itertools.islice(progress, steps)]
     rates = rates or [first.samples_per_second]  # Of a training of a single step.
-    return Cost(len(rates) / sum(1 / rate for rate in rates), held, _memory(device, "VmHWM"))
+    return Cost(len(rates) / sum(1 / rate for rate in rates), held, memory_of(device, "VmHWM"))
 
 
 def describe(trainer: Trainer, cost: Cost, triplets: int, folder: Path) -> str:
@@ -65,8 +65,8 @@ def describe(trainer: Trainer, cost: Cost, triplets: int, folder: Path) -> str:
     )
 
 
-def _memory(device: torch.device, figure: str) -> int:
-    """Bytes in use, or at the peak since `_reset_peak`. `figure`: what Linux calls it, VmRSS or VmHWM."""
+def memory_of(device: torch.device, figure: str) -> int:
+    """Bytes in use, or at the peak since `reset_peak`. `figure`: what Linux calls it, VmRSS or VmHWM."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated() if figure == "VmRSS" else torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -74,7 +74,7 @@ def _memory(device: torch.device, figure: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return

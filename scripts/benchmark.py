@@ -1,0 +1,224 @@
+"""What a reference costs, beside the plain model and beside what one might use in its place: time, memory, operations.
+
+`python3 scripts/benchmark.py` takes the GPU if the Python that runs ComfyUI can, else one thread of the CPU, where it
+takes half an hour and 16 GB of memory. It writes `speed.md`, `speed.json` and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from comfyui_server import ComfyUIServer
+from environment import ROOT, Environment, enter
+from full_size import BASE, SEED
+
+if TYPE_CHECKING:
+    import torch
+    from dreamcache.dreamcache_core import ReferenceCache
+    from speed.page import Results, Start
+    from speed.variants import Bench
+
+COUNTED_SIZES = (512, 768, 1024)
+
+
+def main() -> None:
+    options = _options()
+    environment = enter()
+    import torch
+    from generated_weights import write_models
+
+    from dreamcache_core.train import import_pack
+
+    cuda = torch.cuda.is_available() and not options.cpu
+    if not cuda:
+        torch.set_num_threads(1)
+    options.sizes = options.sizes or ([512, 768, 1024] if cuda else [512])
+    options.batches = options.batches or ([1, 4, 8] if cuda else [1])
+    options.steps = options.steps or (20 if cuda else 2)
+    files = write_models(BASE / "models", "SD15", SEED)
+    import_pack(environment.comfyui, cpu=not cuda)
+    from speed.page import PLOT, markdown, plot
+
+    with torch.inference_mode():
+        results = benchmark(environment, files, options)
+    text = json.dumps(asdict(results), indent=1)
+    (options.output / "speed.json").write_text(text)
+    (options.output / "speed.md").write_text(markdown(results))
+    (options.output / PLOT).parent.mkdir(exist_ok=True)
+    plot(results).save(options.output / PLOT, optimize=True)
+    print(markdown(results))
+
+
+def benchmark(environment: Environment, files: str, options: argparse.Namespace) -> Results:
+    """`files`: name of the checkpoint and of the adapter."""
+    import comfy.sd
+    import torch
+    from dreamcache.dreamcache_core import load_adapter
+    from speed.counting import bench_on_paper, count_step
+    from speed.measuring import measure_steps
+    from speed.page import Results
+    from speed.variants import VARIANTS, Bench
+
+    checkpoint, adapter = (BASE / "models" / folder / files for folder in ("checkpoints", "dreamcache"))
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    name = (
+        torch.cuda.get_device_name()
+        if model.load_device.type == "cuda"
+        else f"{platform.machine()}, CPU time of 1 thread"
+    )
+    machine = f"{name}, {model.model.get_dtype_inference()}, torch {torch.__version__}, {options.steps} of each step"
+
+    paper = bench_on_paper()
+    bench = Bench(model, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
+    steps = []
+    for size in options.sizes:
+        for batch in options.batches:
+            _say(f"steps at {size}×{size}, batch {batch}")
+            steps += measure_steps(bench, options.variants or list(VARIANTS), size, batch, options.steps)
+    cache, starts = measure_starts(model, clip, vae)
+    seconds = {**measure_handling(bench, adapter), **measure_queue(environment, checkpoint)}
+    _say("operations")
+    operations = {
+        variant: {size: count_step(patch(paper), size) for size in sorted({*COUNTED_SIZES, *options.sizes})}
+        for variant, patch in VARIANTS.items()
+    }
+    return Results(machine, operations, steps, starts, seconds, measure_files(adapter, cache))
+
+
+def _filled(cache: ReferenceCache) -> ReferenceCache:
+    """With noise, in place of features that have only shapes."""
+    import torch
+
+    features = {layer: torch.randn(tensor.shape) for layer, tensor in cache.features.items()}
+    return replace(cache, features=features)
+
+
+def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, list[Start]]:
+    """Ways from a picture to the first step. Returns the picture's reference cache, too."""
+    import torch
+    from comfy.clip_vision import load as load_vision
+    from dreamcache.dreamcache_core import DEFAULT_STAGES, load_picture, load_references, save_references
+    from dreamcache.nodes import patching
+    from dreamcache.nodes.encode_reference import PROMPT, TIMESTEP, DreamCacheEncodeReference
+    from generated_weights import write_clip_vision
+    from workflow_prompt import PHOTOGRAPH
+
+    image = load_picture(PHOTOGRAPH).image.unsqueeze(0)
+    latent = torch.zeros(1, 4, 64, 64)
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+
+    def encode() -> ReferenceCache:
+        return DreamCacheEncodeReference.execute(model, vae, image, clip, TIMESTEP, 0, 512)[0]
+
+    def encode_latent() -> ReferenceCache:
+        return patching.encode_reference(model, latent, latent, prompt, TIMESTEP, PROMPT)
+
+    device = model.load_device
+    whole, cache = _measure_start("Encode Reference", device, lambda: encode)
+    network, _ = _measure_start("of which the U-Net's pass", device, lambda: encode_latent)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file.safetensors")
+        write_clip_vision(path, SEED)
+        vision, _ = _measure_start("CLIP ViT-H", device, lambda: partial(load_vision(path).encode_image, image))
+        save_references(path, cache, stages=DEFAULT_STAGES)
+        loading, _ = _measure_start("Load Reference Cache", device, lambda: partial(load_references, path))
+    return cache, [whole, network, loading, vision]
+
+
+def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[], Any]]) -> tuple[Start, Any]:
+    """`load` returns what is done with each picture. Returns what that made, too."""
+    from speed.measuring import Stopwatch
+    from speed.page import Start
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _say(way)
+    stopwatch = Stopwatch(device)
+    loaded: list[Callable[[], Any]] = []
+    made: list[Any] = []
+    with FlopCounterMode(display=False) as counter:
+        first = stopwatch(lambda: loaded.append(load())) + stopwatch(lambda: made.append(loaded[0]()))
+    return Start(way, first, stopwatch(loaded[0]), counter.get_total_flops() or None), made[0]
+
+
+def measure_handling(bench: Bench, adapter: Path) -> dict[str, float]:
+    """Seconds that it takes to get ready, for `adapter`, a file."""
+    from dreamcache.dreamcache_core import load_adapter
+    from dreamcache.nodes import patching
+    from dreamcache.nodes.apply import ApplyDreamCache
+    from speed.measuring import Stopwatch
+
+    cache, stopwatch = bench.references(1), Stopwatch(bench.model.load_device)
+    patcher = patching.wrap_for_drawing(bench.adapter)
+    reading = bench.reading()
+    return {
+        "Adapter Loader": stopwatch.median(lambda: patching.wrap_for_drawing(load_adapter(adapter).adapter)),
+        "Apply DreamCache, which clones the model": stopwatch.median(
+            lambda: ApplyDreamCache.execute(bench.model, patcher, cache, 1.0, 0.0, 1.0, 1.0, "both")
+        ),
+        "patching the network": stopwatch.median(lambda: reading.patch_model(load_weights=False)),
+        "unpatching it": stopwatch.median(lambda: reading.unpatch_model(unpatch_weights=False)),
+    }
+
+
+def measure_queue(environment: Environment, checkpoint: Path) -> dict[str, float]:
+    """Seconds by the clock, in a real server, until a reference is there that wasn't, and that was."""
+    from workflow_prompt import PHOTOGRAPH
+
+    _say("queueing in a server")
+    with ComfyUIServer(environment, {"dreamcache": ROOT}) as server:
+        (server.base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+        model, picture = ["1", 0], server.upload_image(PHOTOGRAPH)
+        encode = {"timestep": 1, "seed": 0, "resolution": 512}
+        prompt = {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint.name}},
+            "2": {"class_type": "LoadImage", "inputs": {"image": picture}},
+            "3": {
+                "class_type": "DreamCacheEncodeReference",
+                "inputs": {"model": model, "clip": ["1", 1], "vae": ["1", 2], "image": ["2", 0], **encode},
+            },
+            "4": {"class_type": "DreamCachePreviewReferenceCache", "inputs": {"reference_cache": ["3", 0]}},
+        }
+        first, second = (server.run(prompt, timeout=3600).seconds for _ in range(2))
+    return {"queue that loads a checkpoint and encodes (by the clock)": first, "the same queue again": second}
+
+
+def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
+    """Bytes on disk, and in memory."""
+    from dreamcache.dreamcache_core import DEFAULT_STAGES, Precision, load_adapter, save_references
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "reference.safetensors")
+        sizes = {"adapter file": adapter.stat().st_size}
+        folded = load_adapter(adapter).adapter.folded()
+        sizes["adapter folded for drawing, in memory"] = sum(tensor.nbytes for tensor in folded.state_dict().values())
+        for precision in get_args(Precision):
+            save_references(path, cache, precision, DEFAULT_STAGES)
+            sizes[f"reference file of 512×512 pixels, {precision}"] = path.stat().st_size
+    return sizes
+
+
+def _say(what: str) -> None:
+    print(f"{what} …", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure what a reference costs, on SD1.5 at full size.")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of pictures (default: 512 768 1024; on the CPU 512)")
+    parser.add_argument("--batches", type=int, nargs="+", help="sizes of batches (default: 1 4 8; on the CPU 1)")
+    parser.add_argument("--steps", type=int, help="measured of each variant (default: 20; on the CPU 2)")
+    parser.add_argument("--variants", nargs="+", help="by their names in the table (default: all)")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--output", type=Path, default=ROOT / "web" / "docs", help="folder (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
