@@ -55,7 +55,18 @@ from .reference_image import resize_to_area, silhouette, subject_box, subject_on
 from .reference_sheet import feature_colours, reference_sheet
 from .strengths import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
 from .subjects import Subject, load_picture, open_subjects
-from .training import Batch, FrozenBase, Progress, Trainer, TrainingSettings, denoising_loss, draw, resume, run
+from .training import (
+    Batch,
+    EncodedPrompts,
+    FrozenBase,
+    Progress,
+    Trainer,
+    TrainingSettings,
+    denoising_loss,
+    draw,
+    resume,
+    run,
+)
 from .training_folder import TrainingFolder
 from .triplet_files import save_sample
 from .triplets import Triplet, Triplets, epoch_order, open_triplets
@@ -82,6 +93,7 @@ __all__ = [
     "DiskCache",
     "Drawing",
     "DreamCacheError",
+    "EncodedPrompts",
     "Evaluation",
     "FrozenBase",
     "ImageEncoder",

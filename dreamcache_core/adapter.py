@@ -170,7 +170,13 @@ class Adapter(nn.Module):
 
     def check_fits(self, structure: UNetStructure) -> None:
         """Raise DreamCacheError unless every layer of the adapter is in this U-Net, with the same width and heads."""
-        if not set(self.layers) <= set(structure.layers):
+        missing = [layer.name for layer in self.layers if layer not in structure.layers]
+        if missing and self.base_model == structure.base_model:
+            raise DreamCacheError(
+                f"The adapter sits on layers that this model of {self.base_model} lacks ({', '.join(missing)}), as "
+                "distilled models do: load an adapter that was trained on it, or the model that it was made of."
+            )
+        if missing:
             raise DreamCacheError(
                 f"The adapter was trained for {self.base_model} and the model is {structure.base_model}: load an "
                 f"adapter for {structure.base_model}, or a model of {self.base_model}."

@@ -18,12 +18,18 @@ Group = Literal["bottleneck", "coarse", "medium", "fine"]
 _STAGE_OF_PREFIX: dict[str, Stage] = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
 
 # (model_channels, context_dim) of the base models that have a name.
-_FAMILIES = {(320, 768): "SD1.x", (320, 1024): "SD2.x", (320, 2048): "SDXL"}
+_FAMILIES = {(320, 768): "SD1.x", (320, 1024): "SD2.x", (320, 2048): "SDXL", (384, 1280): "SDXL refiner"}
+
+_ADVICE = "load a checkpoint of SD1.x, SD2.x or SDXL"
 
 
 @dataclass(frozen=True)
 class TransformerLayer:
-    """One transformer of the U-Net, under its LDM block name (`output_blocks.4.1`)."""
+    """One transformer of the U-Net, under its LDM block name (`output_blocks.4.1`).
+
+    What enters it is cached. Where it has several blocks, as in SDXL, the adapter sits on the first of them, whose
+    tokens are this input projected, just as they are where there is only one.
+    """
 
     name: str
     channels: int
@@ -56,39 +62,33 @@ def family(model_channels: int, context_dim: int) -> str:
     return name or f"a U-Net of {model_channels} channels and {context_dim}-wide prompts"
 
 
-def read_structure(unet: torch.nn.Module) -> UNetStructure:
+def read_structure(unet: torch.nn.Module, kind: str) -> UNetStructure:
     """Read the structure of a U-Net in the LDM layout (`input_blocks`, `middle_block`, `output_blocks`).
 
-    Raises DreamCacheError where the adapter of the paper has no place: a model without these blocks (Flux, SD3),
-    transformers of several blocks (SDXL), or video U-Nets, whose transformers mix frames.
+    `kind`: of model, in a word. Raises DreamCacheError where the adapter of the paper has no place: a model without
+    these blocks (Flux, SD3) or without transformers in them, or a video U-Net, which mixes frames.
     """
     if not all(hasattr(unet, prefix) for prefix in _STAGE_OF_PREFIX):
-        raise DreamCacheError(
-            f"DreamCache works on the U-Net of SD1.x and SD2.x, and this model ({type(unet).__name__}) is not one: "
-            "load an SD1.5 or SD2.1 checkpoint."
-        )
-    transformers = {
+        raise DreamCacheError(f"DreamCache reads the blocks of U-Nets, and {kind} has none: {_ADVICE}.")
+    transformers: dict[str, Any] = {
         name: module
         for name, module in unet.named_modules()
         if name.partition(".")[0] in _STAGE_OF_PREFIX and hasattr(module, "transformer_blocks")
     }
     if not transformers or any(hasattr(transformer, "time_stack") for transformer in transformers.values()):
-        raise DreamCacheError("DreamCache works on image U-Nets with transformers: load an SD1.5 or SD2.1 checkpoint.")
-    blocks: dict[str, Any] = {name: module.transformer_blocks for name, module in transformers.items()}
-    structure = UNetStructure(
+        raise DreamCacheError(
+            f"DreamCache works on U-Nets that draw single pictures, and {kind} is another: {_ADVICE}."
+        )
+    # The first block of each; see TransformerLayer.
+    blocks = {name: transformer.transformer_blocks[0] for name, transformer in transformers.items()}
+    return UNetStructure(
         model_channels=int(unet.model_channels),  # type: ignore[arg-type]
-        context_dim=next(iter(blocks.values()))[0].attn2.to_k.in_features,
+        context_dim=next(iter(blocks.values())).attn2.to_k.in_features,
         layers=tuple(
-            TransformerLayer(name, channels=block[0].attn1.to_q.in_features, heads=block[0].attn1.heads)
+            TransformerLayer(name, channels=block.attn1.to_q.in_features, heads=block.attn1.heads)
             for name, block in blocks.items()
         ),
     )
-    if any(len(block) != 1 for block in blocks.values()):
-        raise DreamCacheError(
-            "DreamCache works on SD1.x and SD2.x, whose transformers have one block each, and this model is "
-            f"{structure.base_model}: load an SD1.5 or SD2.1 checkpoint."
-        )
-    return structure
 
 
 def select_layers(
@@ -97,7 +97,8 @@ def select_layers(
     """The layers that are cached and adapted: the middle block's, and every other one of an encoder or a decoder.
 
     SD1.x and SD2.x give middle block 1 and output blocks 4, 6, 8, 10 by default (paper, section 3.2); the encoder,
-    which the paper's ablation adds, gives input blocks 2, 5, 8.
+    which the paper's ablation adds, gives input blocks 2, 5, 8. SDXL, which has fewer and deeper transformers, gives
+    middle block 1 and output blocks 1, 3, 5, and of the encoder 5 and 8.
     """
     selected: list[TransformerLayer] = []
     for stage in STAGES:
@@ -112,7 +113,7 @@ def group_of(layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> Gro
     of the lowest are coarse, those of the highest fine.
 
     `layers`: of the same U-Net, which is the narrower the higher its resolution. Of the cached decoder layers of SD1.x
-    and SD2.x, output block 4 is coarse, 6 and 8 are medium and 10 is fine.
+    and SD2.x, output block 4 is coarse, 6 and 8 are medium and 10 is fine; of SDXL's, 1 is coarse, 3 and 5 are fine.
     """
     if layer.stage == "middle":
         return "bottleneck"

@@ -76,6 +76,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
+    say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
     disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache

@@ -25,6 +25,21 @@ from .errors import DreamCacheError
 from .reference_cache import ReferenceCache
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompts:
+    """What a U-Net reads of prompts. `context`: of its cross-attention, (batch, tokens, channels). `pooled`: beside it
+    in SDXL, (batch, channels); None where the U-Net reads none.
+    """
+
+    context: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def expand(self, batch: int) -> EncodedPrompts:
+        """Of one prompt, those of a batch."""
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return EncodedPrompts(self.context.expand(batch, -1, -1), pooled)
+
+
 class FrozenBase(Protocol):
     """What training needs of a base model, whose weights it leaves alone. All tensors are on the base's device.
 
@@ -41,16 +56,14 @@ class FrozenBase(Protocol):
         """
         ...
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Context of the cross-attention, (batch, tokens, channels)."""
-        ...
+    def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts: ...
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
         """The caching pass at timestep 1 with the empty prompt, without gradients."""
         ...
 
     def denoise(
-        self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, cache: ReferenceCache | None
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
         """Denoised latents, of latents + sigma · noise. Each latent reads the reference of its own number, or none."""
         ...
@@ -118,9 +131,9 @@ def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -
         draws = draw(batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed)
         timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in draws)
         cache = base.cache(references, reference_noise)
-        context = base.encode_prompts(batch.prompts)
+        prompts = base.encode_prompts(batch.prompts)
         sigma = base.sigmas[timesteps]
-    denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, context, cache)
+    denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, prompts, cache)
     error = (denoised - latents).square().flatten(1).mean(1)
     return error * loss_weight(sigma, base.predicts_v, settings.min_snr)
 

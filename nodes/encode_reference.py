@@ -41,7 +41,7 @@ class DreamCacheEncodeReference(io.ComfyNode):
             description="Reads a picture of your subject with the model itself, and caches what the model saw in it.",
             search_aliases=["personalize", "subject reference", "reference image", "ip adapter"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will draw the picture: SD1.x or SD2.x."),
+                io.Model.Input("model", tooltip="The model that will draw the picture: SD1.x, SD2.x or SDXL."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Image.Input(
                     "image", tooltip="Your subject, best alone and large in the picture. A batch is several references."

@@ -12,7 +12,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..dreamcache_core import Adapter, DiskCache, ReferenceCache, hash_weights
+from ..dreamcache_core import Adapter, DiskCache, EncodedPrompts, ReferenceCache, hash_weights
 from . import patching
 from .checks import check_clip, check_prompt_width, check_vae
 from .encode_reference import PROMPT, TIMESTEP
@@ -44,6 +44,7 @@ class ComfyUIBase:
         self._clip = clip
         self._adapter = patching.wrap_adapter(adapter)
         self._precision = precision
+        self._reads_pooled = bool(model.model.adm_channels)
         self._patcher = patching.make_trainable(model, adapter, checkpointing)
         self._model = self._patcher.model
         if self._model.get_dtype_inference() not in (torch.float32, precision):
@@ -57,7 +58,7 @@ class ComfyUIBase:
             self._vae_hash, self._clip_hash = (hash_weights(part.get_sd()) for part in (vae, clip))
         with torch.no_grad():
             self._empty_prompt = self.encode_prompts([PROMPT])
-        check_prompt_width(self._empty_prompt.shape[-1], self.structure)
+        check_prompt_width(self._empty_prompt.context.shape[-1], self.structure)
 
     @property
     def unet(self) -> torch.nn.Module:
@@ -88,34 +89,47 @@ class ComfyUIBase:
         latents = self._model.process_latent_in(self._vae.encode(images.movedim(1, -1)))
         return latents.to(self.device, torch.float32)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        if self._disk_cache:
-            keys = [f"{self._clip_hash}/{prompt}" for prompt in prompts]
-            contexts = self._disk_cache.get(keys, lambda numbers: self._encode_prompts([prompts[n] for n in numbers]))
-        else:
-            contexts = self._encode_prompts(prompts)
+    def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
+        encodings = self._disk_cached_prompts(prompts) if self._disk_cache else self._encode_prompts(prompts)
         # Long prompts have some times as many tokens as short ones. As ComfyUI does, repeat each until all are as long.
-        tokens = math.lcm(*(context.shape[1] for context in contexts))
+        tokens = math.lcm(*(context.shape[1] for context, *_ in encodings))
+        contexts, *pooled = zip(*encodings, strict=True)
         repeated = [context.to(self.device).repeat(1, tokens // context.shape[1], 1) for context in contexts]
-        return torch.cat(repeated)
+        return EncodedPrompts(torch.cat(repeated), *(torch.cat(vectors).to(self.device) for vectors in pooled))
 
-    def _encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
-        """Contexts, each (1, tokens, channels)."""
+    def _disk_cached_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+        assert self._disk_cache
+        parts = ["", "pooled of "][: 1 + self._reads_pooled]
+        keys = [f"{part}{self._clip_hash}/{prompt}" for part in parts for prompt in prompts]
+
+        def make(numbers: Sequence[int]) -> list[torch.Tensor]:
+            missing = sorted({number % len(prompts) for number in numbers})
+            encodings = dict(zip(missing, self._encode_prompts([prompts[number] for number in missing]), strict=True))
+            return [encodings[number % len(prompts)][number // len(prompts)] for number in numbers]
+
+        tensors = self._disk_cache.get(keys, make)
+        return list(zip(*(tensors[n * len(prompts) :][: len(prompts)] for n in range(len(parts))), strict=True))
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+        """Of each its context, (1, tokens, channels), and its pooled vector, (1, channels), if the U-Net reads one."""
         tokens = [self._clip.tokenize(prompt) for prompt in prompts]
+        if self._reads_pooled:
+            # Of several together, ComfyUI gives the vector of the first.
+            return [self._clip.encode_from_tokens(each, return_pooled=True) for each in tokens]
         # ComfyUI cuts a long prompt into sections, encodes them as a batch, and puts them in a row: here those of all.
         sections = {name: [section for each in tokens for section in each[name]] for name in tokens[0]}
         row = self._clip.encode_from_tokens(sections)
         counts = [max(map(len, each.values())) for each in tokens]
-        return list(row.split([count * (row.shape[1] // sum(counts)) for count in counts], dim=1))
+        return [(context,) for context in row.split([count * (row.shape[1] // sum(counts)) for count in counts], dim=1)]
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
         # VAE or CLIP may have taken its place.
         self.load()
         sigma = self.sigmas[TIMESTEP].expand(len(latents))
         recording = patching.Recording()
-        context = self._empty_prompt.expand(len(latents), -1, -1)
+        prompts = self._empty_prompt.expand(len(latents))
         with torch.no_grad(), suppress(patching.Recorded):
-            self._evaluate(latents + self.sigmas[TIMESTEP] * noise, sigma, context, recording.options)
+            self._evaluate(latents + self.sigmas[TIMESTEP] * noise, sigma, prompts, recording.options)
         return ReferenceCache(
             features=recording.features,
             base_model=self.structure.base_model,
@@ -126,19 +140,27 @@ class ComfyUIBase:
         )
 
     def denoise(
-        self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, cache: ReferenceCache | None
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
         if cache is None:
-            return self._evaluate(noised, sigma, context, {})
+            return self._evaluate(noised, sigma, prompts, {})
         injection = patching.Injection(self._adapter, cache, paired=True)
-        return self._evaluate(noised, sigma, context, patching.reading(injection))
+        return self._evaluate(noised, sigma, prompts, patching.reading(injection))
 
     def _evaluate(
-        self, noised: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor, options: patching.Options
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: patching.Options
     ) -> torch.Tensor:
         # What an inpainting model reads beside the latents: that all of the picture is to be painted.
         concat = self._model.concat_cond(noise=noised, latent_image=noised, device=self.device)
+        # And what SDXL reads beside the prompt: its pooled vector, and how large the picture is.
+        height, width = (8 * side for side in noised.shape[2:])
+        adm = self._model.encode_adm(pooled_output=prompts.pooled, height=height, width=width, device=self.device)
         with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
             return self._model.apply_model(
-                noised, sigma, c_concat=concat, c_crossattn=context, transformer_options=options
+                noised,
+                sigma,
+                c_concat=concat,
+                c_crossattn=prompts.context,
+                transformer_options=options,
+                y=None if adm is None else adm.expand(len(noised), -1),
             )

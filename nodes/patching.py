@@ -46,6 +46,8 @@ from ..dreamcache_core import (
 KEY = "dreamcache"
 RUN_KEY = "dreamcache_run"
 _RECORDING_KEY = "dreamcache_recording"
+TIMESTEPS = 1000
+"""Of every U-Net, whatever schedule it is sampled with."""
 # How finely a curve over sampling is read.
 _PROGRESS_POINTS = 257
 
@@ -56,7 +58,7 @@ Rows = Literal["both", "conditioned", "unconditioned"]
 
 def structure_of(model: ModelPatcher) -> UNetStructure:
     """Structure of a MODEL's U-Net. Raises DreamCacheError for anything that DreamCache has no place in."""
-    return read_structure(model.model.diffusion_model)
+    return read_structure(model.model.diffusion_model, type(model.model).__name__)
 
 
 def weights_of(model: ModelPatcher) -> Source:
@@ -87,7 +89,7 @@ def encode_reference(
 
     guider = comfy.samplers.CFGGuider(unpatched)
     guider.inner_set_conds({"positive": conditioning})
-    sigma = unpatched.get_model_object("model_sampling").sigma(torch.tensor([float(timestep)]))
+    sigma = unpatched.get_model_object("model_sampling").sigmas[timestep].reshape(1)
     with suppress(Recorded):
         guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
     device = comfy.model_management.intermediate_device()
@@ -130,9 +132,12 @@ class Recording:
 def _with_recorders_only(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> ModelPatcher:
     """A clone of `model` that records what enters `layers` when an evaluation's options say so.
 
-    Other patches of attention and guidance are left out; weights are as they are.
+    Other patches of attention and guidance are left out; weights are as they are. So is the schedule, unless it is that
+    of a distilled model (LCM), which has few timesteps, and not the first, at which references are read.
     """
     model = model.clone()
+    if len(model.get_model_object("model_sampling").sigmas) < TIMESTEPS:
+        model.object_patches.pop("model_sampling", None)
     model.model_options = {"transformer_options": {}}
     model.wrappers = {}
     model.set_additional_models(KEY, [])

@@ -58,7 +58,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             description="Trains an adapter for your model on triplets. Cancelled, it goes on when it is queued again.",
             search_aliases=["train", "fine-tune", "training", "create adapter"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will draw with the adapter: SD1.x or SD2.x."),
+                io.Model.Input("model", tooltip="The model that will draw with the adapter: SD1.x, SD2.x or SDXL."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Clip.Input("clip", tooltip="The CLIP of that model."),
                 io.String.Input(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from dreamcache_core import UNetStructure
 
 # What ComfyUI's `model_detection` reads from a checkpoint of each family; its config classes add the heads.
 _UNET: dict[str, Any] = {
@@ -34,6 +37,18 @@ _UNET: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "SD15": _UNET | {"context_dim": 768, "use_linear_in_transformer": False},
     "SD20": _UNET | {"context_dim": 1024, "use_linear_in_transformer": True},
+    "SDXL": _UNET
+    | {
+        "context_dim": 2048,
+        "use_linear_in_transformer": True,
+        "num_classes": "sequential",
+        "adm_in_channels": 2816,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    },
 }
 _AUTOENCODER = {
     "double_z": True,
@@ -65,7 +80,7 @@ def generated_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tens
 def write_models(folder: Path, family: str, seed: int) -> str:
     """Put a checkpoint and an adapter for it into a `models` folder, unless they are there.
 
-    `family`: "SD15" or "SD20", which are ComfyUI's names. Returns the name that both files have.
+    `family`: one of FAMILIES, which are ComfyUI's names. Returns the name that both files have.
     """
     name = f"generated_{family.lower()}.safetensors"
     for path, write in (
@@ -80,7 +95,7 @@ def write_models(folder: Path, family: str, seed: int) -> str:
 
 
 def write_checkpoint(path: Path, family: str, seed: int) -> None:
-    """Write a full-size checkpoint in float16 and the original LDM layout, 2 GB.
+    """Write a full-size checkpoint in float16 and the original LDM layout: 2 GB, and 7 GB of SDXL.
 
     ComfyUI must be importable: its own classes give the names and shapes, on the meta device.
     """
@@ -101,9 +116,9 @@ def write_checkpoint(path: Path, family: str, seed: int) -> None:
 
 def write_adapter(path: Path, family: str, seed: int) -> None:
     """Write an adapter for that checkpoint, in float16, 50 MB."""
-    from dreamcache_core import Adapter, read_structure, save_adapter, select_layers
+    from dreamcache_core import Adapter, save_adapter, select_layers
 
-    structure = read_structure(config_of(family).get_model({}, device="meta").diffusion_model)
+    structure = full_size_structure(family)
     adapter = Adapter(select_layers(structure.layers), structure.base_model)
     adapter.load_state_dict(_generate(adapter, seed))
     save_adapter(path, adapter.half())
@@ -118,6 +133,13 @@ def write_clip_vision(path: Path, seed: int) -> None:
     config = json.loads(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_h.json").read_text())
     encoder = comfy.clip_model.CLIPVisionModelProjection(config, torch.float32, "meta", comfy.ops.disable_weight_init)
     save_file(_generate(encoder, seed), path)
+
+
+def full_size_structure(family: str) -> UNetStructure:
+    """The structure of a full-size U-Net, of which no weights are made."""
+    from dreamcache_core import read_structure
+
+    return read_structure(config_of(family).get_model({}, device="meta").diffusion_model, family)
 
 
 def config_of(family: str) -> Any:

@@ -37,27 +37,32 @@ def batches(tmp_path: Path) -> Iterator[list[Batch]]:
     return make_batches(open_triplets(tmp_path / "triplets"), SETTINGS, 64)
 
 
-def new_base(cache: DiskCache | None) -> ComfyUIBase:
-    model = models.unet_patcher("sd15")
+def new_base(structure: str, cache: DiskCache | None) -> ComfyUIBase:
+    model = models.unet_patcher(structure)
     adapter = untrained_adapter(patching.structure_of(model), seed=1)
-    base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter, disk_cache=cache)
+    base = ComfyUIBase(model, models.vae(), models.clip(structure), adapter, disk_cache=cache)
     base.load()
     return base
 
 
-def test_the_loss_is_the_same_with_latents_from_disk(batches: Iterator[list[Batch]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("structure", "tensors_of_a_prompt"), [("sd15", 1), ("sdxl", 2)])
+def test_the_loss_is_the_same_with_latents_from_disk(
+    batches: Iterator[list[Batch]], tmp_path: Path, structure: str, tensors_of_a_prompt: int
+) -> None:
     epochs = [batch for (batch,) in itertools.islice(batches, 2)]
 
     def losses(base: ComfyUIBase) -> torch.Tensor:
         return torch.stack([denoising_loss(base, batch, SETTINGS).detach() for batch in epochs])
 
-    expected = losses(new_base(None))
+    expected = losses(new_base(structure, None))
     # In the second round, all comes from disk that may.
     for _ in range(2):
-        torch.testing.assert_close(losses(new_base(DiskCache(tmp_path / "cache"))), expected, rtol=1e-4, atol=0)
+        kept = new_base(structure, DiskCache(tmp_path / "cache"))
+        torch.testing.assert_close(losses(kept), expected, rtol=1e-4, atol=0)
         files = list((tmp_path / "cache").rglob("*.safetensors"))
         # 3 targets, 1 reference, and the prompts, of which that of the caching pass is the empty one.
-        assert len(files) == 3 + 1 + len({"", *(prompt for batch in epochs for prompt in batch.prompts)})
+        prompts = {"", *(prompt for batch in epochs for prompt in batch.prompts)}
+        assert len(files) == 3 + 1 + tensors_of_a_prompt * len(prompts)
 
 
 def test_what_is_kept_is_made_once_and_what_is_damaged_again(tmp_path: Path) -> None:

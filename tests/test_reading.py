@@ -60,12 +60,12 @@ def base_and_adapter() -> tuple[Colours, Adapter]:
     base.load()
     parameters = list(base.unet.requires_grad_().parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    context = base.encode_prompts(["a colour"]).expand(BATCH, -1, -1)
+    prompts = base.encode_prompts(["a colour"]).expand(BATCH)
     for step in range(BASE_STEPS):
         latents = base.encode_images(pictures(samples(step)))
         timesteps, noise, _ = draw(samples(step), latents.shape[1:], len(base.sigmas), seed=1)
         sigma = base.sigmas[timesteps]
-        denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, context, None)
+        denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, prompts, None)
         error = (denoised - latents).square().flatten(1).mean(1)
         optimizer.zero_grad()
         (error * loss_weight(sigma, base.predicts_v)).mean().backward()

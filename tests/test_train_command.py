@@ -50,7 +50,7 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(triplets: Pa
 
     first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")
     assert "2 triplets in" in first.stdout
-    assert "25,207,040 parameters for SD1.x" in first.stdout
+    assert "25,207,040 parameters for SD1.x\nlayers: middle_block.1, output_blocks.4.1" in first.stdout
     assert "step 1 of 1: loss" in first.stdout
     sheet = Image.open(tmp_path / "samples" / "step_000000001.png")
     assert len(sheet.getcolors(sheet.width * sheet.height) or []) > 100

@@ -123,9 +123,9 @@ def test_an_untrained_adapter_changes_nothing() -> None:
     base.load()
     latents = base.encode_images(pictures(range(2)))
     cache = base.cache(latents, torch.zeros_like(latents))
-    sigma, context = base.sigmas[[100, 900]], base.encode_prompts(["a dog", ""])
+    sigma, prompts = base.sigmas[[100, 900]], base.encode_prompts(["a dog", ""])
     with torch.no_grad():
-        plain, reading = (base.denoise(latents, sigma, context, read) for read in (None, cache))
+        plain, reading = (base.denoise(latents, sigma, prompts, read) for read in (None, cache))
     torch.testing.assert_close(reading, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -190,27 +190,39 @@ def test_the_hash_of_a_base_model_is_that_of_its_file(models_of_a_node: Models) 
     base.unload()
 
 
-def test_the_caching_pass_of_training_is_that_of_encode_reference() -> None:
-    trainer = new_trainer()
+@pytest.mark.parametrize("structure", ["sd15", "sdxl"])
+def test_the_caching_pass_of_training_is_that_of_encode_reference(structure: str) -> None:
+    trainer = new_trainer(structure)
     images = pictures(range(2))
     latents, noise = trainer.base.encode_images(images), torch.randn(2, 4, 8, 8)
     ours = trainer.base.cache(latents, noise)
-    model, clip = models.unet_patcher("sd15"), models.clip("sd15")
+    model, clip = models.unet_patcher(structure), models.clip(structure)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     theirs = patching.encode_reference(model, models.vae().encode(images.movedim(1, -1)), noise, conditioning, 1, "")
     for layer in trainer.adapter.layers:
         torch.testing.assert_close(ours.features[layer.name], theirs.features[layer.name], rtol=1e-4, atol=1e-4)
 
 
-def test_prompts_of_a_batch_are_encoded_as_they_are_alone() -> None:
-    base, clip = base_of(new_trainer()), models.clip("sd15")
+@pytest.mark.parametrize("structure", ["sd15", "sdxl"])
+def test_prompts_of_a_batch_are_encoded_as_they_are_alone(structure: str) -> None:
+    base, clip = base_of(new_trainer(structure)), models.clip(structure)
     prompts = ["a dog", "", "a (very:1.3) long prompt, " * 30]
-    long = clip.encode_from_tokens(clip.tokenize(prompts[2]))
-    assert long.shape[1] > 77
-    for prompt, context in zip(prompts, base.encode_prompts(prompts), strict=True):
-        alone = clip.encode_from_tokens(clip.tokenize(prompt))
-        repeated = alone.repeat(1, long.shape[1] // alone.shape[1], 1)
-        torch.testing.assert_close(context.unsqueeze(0), repeated, rtol=1e-4, atol=1e-4)
+    encoded = base.encode_prompts(prompts)
+    assert encoded.context.shape[1] > 77
+    assert (encoded.pooled is None) == (structure == "sd15")
+    for number, prompt in enumerate(prompts):
+        alone, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
+        repeated = alone.repeat(1, encoded.context.shape[1] // alone.shape[1], 1)
+        torch.testing.assert_close(encoded.context[number : number + 1], repeated, rtol=1e-4, atol=1e-4)
+        if encoded.pooled is not None:
+            torch.testing.assert_close(encoded.pooled[number : number + 1], pooled, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_sdxl_learns() -> None:
+    """The same samples again and again, with the same noise."""
+    trainer = new_trainer("sdxl", replace(SETTINGS, learning_rate=3e-3))
+    losses = [trainer.train([batch(0)]) for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0], losses
 
 
 def test_each_sample_reads_its_own_reference_as_it_would_alone() -> None:
@@ -236,7 +248,7 @@ def test_the_loss_is_the_textbooks(structure: str) -> None:
 
     cache = base.cache(base.encode_images(samples.references), reference_noise)
     injection = patching.Injection(patching.wrap_adapter(trainer.adapter), cache, paired=True)
-    context = base.encode_prompts(samples.prompts)
+    context = base.encode_prompts(samples.prompts).context
     options = patching.reading(injection)
     with torch.no_grad():
         output = base.unet(signal * latents + rest * noise, timesteps, context, transformer_options=options)

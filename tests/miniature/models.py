@@ -121,6 +121,7 @@ STRUCTURES = {
     "sd21_v": Structure(_SD21V, _SD21, text_width=64),
     "sd15_inpaint": Structure(comfy.supported_models.SD15, _SD15 | {"in_channels": 9}, text_width=48),
     "sdxl": Structure(comfy.supported_models.SDXL, _SDXL, text_width=32),
+    "ssd1b": Structure(comfy.supported_models.SSD1B, _SDXL | {"transformer_depth_middle": -1}, text_width=32),
     "flux": Structure(comfy.supported_models.Flux, _FLUX, text_width=48),
 }
 
