@@ -28,3 +28,11 @@ def server():
     with ComfyUIServer(made, packs=packs) as running:
         running.upload_image(made.comfyui / "input" / "example.png")
         yield running
+
+
+@pytest.fixture(scope="session")
+def studio():
+    """A miniature model and its adapter in this process."""
+    from studio import Studio
+
+    return Studio()
