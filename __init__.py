@@ -18,6 +18,7 @@ from .nodes.combine_references import DreamCacheCombineReferences
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
+from .nodes.guider import DreamCacheGuider
 from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
 from .nodes.preview_reference_cache import DreamCachePreviewReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
@@ -46,6 +47,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheAdapterLoader,
             ApplyDreamCache,
             DreamCacheStrengths,
+            DreamCacheGuider,
             DreamCacheCombineReferences,
             DreamCacheSaveReferenceCache,
             DreamCacheLoadReferenceCache,

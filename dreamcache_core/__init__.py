@@ -53,7 +53,7 @@ from .reference_cache import ReferenceCache, Source
 from .reference_file import THUMBNAIL_SIZE, Precision, ReferenceFile, load_references, make_thumbnail, save_references
 from .reference_image import resize_to_area, silhouette, subject_box, subject_on_white
 from .reference_sheet import feature_colours, reference_sheet
-from .strengths import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
+from .strengths import CONSTANT, MAX_STRENGTH, Curve, Strengths, at_progress, ease_in, ease_out, read_curve
 from .subjects import Subject, load_picture, open_subjects
 from .training import (
     Batch,
@@ -90,6 +90,7 @@ __all__ = [
     "Batch",
     "ChosenPrompt",
     "CombinedReferences",
+    "Curve",
     "DiskCache",
     "Drawing",
     "DreamCacheError",
@@ -121,6 +122,7 @@ __all__ = [
     "UNetStructure",
     "VisionTransformer",
     "Yardsticks",
+    "at_progress",
     "attend",
     "average",
     "checkpoint_family",

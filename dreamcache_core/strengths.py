@@ -11,7 +11,9 @@ import numpy as np
 from .errors import DreamCacheError
 from .layers import TransformerLayer, group_of
 
-CONSTANT = (1.0,)
+# Factors at even distances from the beginning of sampling to its end, with straight lines between them.
+Curve = tuple[float, ...]
+CONSTANT: Curve = (1.0,)
 MAX_STRENGTH = 2.0
 # Enough of them that the straight lines between don't show.
 _POINTS = 65
@@ -22,38 +24,38 @@ class Strengths:
     """What a strength is multiplied with.
 
     `bottleneck`, `coarse`, `medium`, `fine`: at the layers of these groups, as `group_of` has them.
-    `curve`: in the course of sampling, factors at even distances from its beginning to its end, with straight lines
-    between them.
+    `curve`: in the course of sampling.
     """
 
     bottleneck: float = 1.0
     coarse: float = 1.0
     medium: float = 1.0
     fine: float = 1.0
-    curve: tuple[float, ...] = CONSTANT
+    curve: Curve = CONSTANT
 
     def at_layer(self, layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> float:
         """`layers`: as in `group_of`."""
         factor: float = getattr(self, group_of(layer, layers))
         return factor
 
-    def at_progress(self, progress: np.ndarray) -> np.ndarray:
-        """`progress`: how much of sampling is done, 0…1."""
-        return np.interp(progress, np.linspace(0, 1, len(self.curve)), self.curve)
+
+def at_progress(curve: Curve, progress: np.ndarray) -> np.ndarray:
+    """`progress`: how much of sampling is done, 0…1."""
+    return np.interp(progress, np.linspace(0, 1, len(curve)), curve)
 
 
-def ease_in() -> tuple[float, ...]:
+def ease_in() -> Curve:
     """A curve from 0 to 1 that begins and ends level."""
     progress = np.linspace(0, 1, _POINTS)
     return tuple(map(float, progress**2 * (3 - 2 * progress)))
 
 
-def ease_out() -> tuple[float, ...]:
+def ease_out() -> Curve:
     """The same from 1 to 0."""
     return ease_in()[::-1]
 
 
-def read_curve(text: str) -> tuple[float, ...]:
+def read_curve(text: str) -> Curve:
     """A curve as a person writes it, `1, 0.5, 0`. Raises DreamCacheError if that's no list of strengths."""
     words = re.split(r"[\s,;]+", text.strip(" \t\n,;"))
     try:

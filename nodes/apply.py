@@ -15,6 +15,15 @@ from .on_node import show_text
 from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
 
 
+def guidance_curve_input() -> io.Input:
+    return StrengthsType.Input(
+        "guidance_curve",
+        optional=True,
+        tooltip="From DreamCache Strengths, whose curve image_guidance follows: where that is 0 there is none, and it "
+        "costs nothing. Factors of layers count for strengths only.",
+    )
+
+
 class ApplyDreamCache(io.ComfyNode):
     @classmethod
     @override
@@ -87,6 +96,7 @@ class ApplyDreamCache(io.ComfyNode):
                     tooltip="From DreamCache Strengths: how much enters at which layers and when. It is multiplied "
                     "with strength.",
                 ),
+                guidance_curve_input(),
             ],
             outputs=[io.Model.Output("model", tooltip="For a sampler, or for the next Apply DreamCache.")],
             hidden=[io.Hidden.unique_id],
@@ -106,6 +116,7 @@ class ApplyDreamCache(io.ComfyNode):
         rows: patching.Rows,
         region: torch.Tensor | None = None,
         strengths: Strengths | None = None,
+        guidance_curve: Strengths | None = None,
     ) -> io.NodeOutput:
         injection = patching.Injection(
             adapter=adapter,
@@ -116,6 +127,7 @@ class ApplyDreamCache(io.ComfyNode):
             image_guidance=image_guidance,
             rows=rows,
             strengths=strengths or Strengths(),
+            guidance_curve=(guidance_curve or Strengths()).curve,
             region=None if region is None else region.reshape(-1, *region.shape[-2:]),
             paired=reference_cache.paired,
         )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import comfy.model_management
 import comfy.model_patcher
@@ -29,6 +29,7 @@ from ..dreamcache_core import (
     STAGES,
     Adapter,
     AdapterLayer,
+    Curve,
     DreamCacheError,
     ReferenceCache,
     References,
@@ -36,6 +37,7 @@ from ..dreamcache_core import (
     Strengths,
     TransformerLayer,
     UNetStructure,
+    at_progress,
     hash_weights,
     read_structure,
     resize_mask,
@@ -45,6 +47,9 @@ from ..dreamcache_core import (
 # Names everything of ours on a ModelPatcher: its injections, wrappers and additional models.
 KEY = "dreamcache"
 RUN_KEY = "dreamcache_run"
+# Of a step: s_image of each injection, and the prompts for which nothing reads.
+_SCALES_KEY = "dreamcache_image_guidance"
+_WITHOUT_KEY = "dreamcache_without"
 _RECORDING_KEY = "dreamcache_recording"
 TIMESTEPS = 1000
 """Of every U-Net, whatever schedule it is sampled with."""
@@ -166,7 +171,8 @@ class Injection:
     """One Apply DreamCache: what is injected, how strongly, when, where, and into which rows of the batch.
 
     `adapter`: a ModelPatcher around a core Adapter. `start_percent`, `end_percent`: of sampling, 0…1, inclusive.
-    `strengths`: what `strength` is multiplied with.
+    `image_guidance`: s_image, how far to push towards this reference; at 1 no further than the adapter does by itself.
+    `strengths`: what `strength` is multiplied with. `guidance_curve`: what `image_guidance - 1` is multiplied with.
     `region`: one mask, or one for each latent of the batch, (masks, height, width) of any size, 0…1, which the change
     that is injected is multiplied with; None: everywhere.
     `paired`: each latent of the batch reads the reference of its own number, as in training; not all of them.
@@ -180,6 +186,7 @@ class Injection:
     image_guidance: float = 1.0
     rows: Rows = "both"
     strengths: Strengths = field(default_factory=Strengths)
+    guidance_curve: Curve = CONSTANT
     region: torch.Tensor | None = None
     paired: bool = False
 
@@ -192,8 +199,8 @@ class Injection:
 
 
 @dataclass(frozen=True, eq=False)
-class _Curve:
-    """Factors of sampling by sigma, on the device where it is, so that no step has to wait for its value.
+class _BySigma:
+    """The factors of a curve by sigma, on the device where it is, so that no step has to wait for its value.
 
     `factors`: (n,), of the end of sampling first. `borders`: (n - 1,), the sigmas from each to the next, rising.
     """
@@ -219,7 +226,7 @@ class _Run:
     """What lives for one sampling run.
 
     `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of those that
-    have one. `latent_size`: (height, width). `curves`: of the injections whose strength changes.
+    have one. `latent_size`: (height, width). `curves`: those that are followed, by sigma.
     `ranges`: the least and the largest sigma of those that aren't active in all of sampling.
     `memories`: the caches as adapters read them. `regions`: masks as layers need them.
     """
@@ -227,7 +234,7 @@ class _Run:
     conditioned: frozenset[UUID] = frozenset()
     areas: Mapping[UUID, tuple[int, int, int, int]] = field(default_factory=dict)
     latent_size: tuple[int, int] = (0, 0)
-    curves: Mapping[Injection, _Curve] = field(default_factory=dict)
+    curves: Mapping[Curve, _BySigma] = field(default_factory=dict)
     ranges: Mapping[Injection, tuple[float, float]] = field(default_factory=dict)
     memories: dict[tuple[Any, ...], _Memory] = field(default_factory=dict)
     regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
@@ -279,10 +286,7 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
     if not any(injection.adapter.is_clone(other) for other in adapters):
         model.set_additional_models(KEY, [*adapters, injection.adapter])
     if injection.image_guidance != 1:
-        # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
-        model.set_model_sampler_post_cfg_function(
-            partial(_guide_by_image, injection), disable_cfg1_optimization=injection.rows != "conditioned"
-        )
+        model.set_model_sampler_post_cfg_function(partial(_guide_by_image, injection))
     return model
 
 
@@ -319,15 +323,14 @@ def _begin_run(
             if "area" in cond:
                 areas[cond["uuid"]] = tuple(cond["area"])
     sampling = guider.inner_model.model_sampling
+    curves = {curve for one in injections for curve in (one.strengths.curve, one.guidance_curve)}
+    if isinstance(guider, Guider):
+        curves.add(guider.guidance_curve)
     run = _Run(
         conditioned=frozenset(conditioned),
         areas=areas,
         latent_size=(noise.shape[-2], noise.shape[-1]),
-        curves={
-            injection: _curve_of(injection.strengths, sampling, noise.device)
-            for injection in injections
-            if injection.strengths.curve != CONSTANT
-        },
+        curves={curve: _by_sigma(curve, sampling, noise.device) for curve in curves - {CONSTANT}},
         ranges={
             injection: tuple(map(sampling.percent_to_sigma, (injection.end_percent, injection.start_percent)))
             for injection in injections
@@ -353,24 +356,40 @@ def _check_batch(injection: Injection, latents: int) -> None:
         )
 
 
-def _curve_of(strengths: Strengths, sampling: Any, device: torch.device) -> _Curve:
+def _by_sigma(curve: Curve, sampling: Any, device: torch.device) -> _BySigma:
     progress = np.linspace(1, 0, _PROGRESS_POINTS)
     # ComfyUI's sigmas of the first and the last percent lie outside of all sampling.
     sigmas = torch.tensor([sampling.percent_to_sigma(float(done)) for done in progress.clip(1e-6, 1 - 1e-6)])
-    factors = torch.tensor(strengths.at_progress(progress), dtype=torch.float32)
-    return _Curve(factors.to(device), ((sigmas[1:] + sigmas[:-1]) / 2).to(device))
+    factors = torch.tensor(at_progress(curve, progress), dtype=torch.float32)
+    return _BySigma(factors.to(device), ((sigmas[1:] + sigmas[:-1]) / 2).to(device))
 
 
 def _select_active(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
-    options = model_options["transformer_options"]
-    active, ranges = options.get(KEY, ()), options[RUN_KEY].ranges
-    if ranges:
+    guider, options = executor.class_obj, model_options["transformer_options"]
+    run: _Run = options[RUN_KEY]
+    active = options.get(KEY, ())
+    if run.ranges:
         # The host waits for the device here, once a step, as ComfyUI does for a prompt that has a range.
         sigma = float(timestep.max())
-        over = {injection for injection, (least, largest) in ranges.items() if not least <= sigma <= largest}
+        over = {injection for injection, (least, largest) in run.ranges.items() if not least <= sigma <= largest}
         active = tuple(injection for injection in active if injection not in over)
+    scales = {}
+    if not isinstance(guider, Guider):  # Which has a scale of its own, for all of them.
+        scales = {injection: _scale_at(injection, run, timestep) for injection in active}
+    model_options = _with_options(model_options, {KEY: active, _SCALES_KEY: scales})
+    if any(scale != 1 and injection.rows != "conditioned" for injection, scale in scales.items()):
+        # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
+        model_options["disable_cfg1_optimization"] = True
     with _no_compiling():
-        return executor(x, timestep, _with_options(model_options, {KEY: active}), *args)
+        return executor(x, timestep, model_options, *args)
+
+
+def _scale_at(pushing: Injection | Guider, run: _Run, sigma: torch.Tensor) -> float:
+    """s_image. Where it follows a curve the step waits for its value, which decides what is evaluated."""
+    scale, curve = pushing.image_guidance, pushing.guidance_curve
+    if scale == 1 or curve not in run.curves:
+        return scale
+    return 1 + (scale - 1) * float(run.curves[curve].at(sigma.max()))
 
 
 def _no_compiling() -> AbstractContextManager:
@@ -389,15 +408,51 @@ def _guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
     in denoised latents D, for the negative prompt; where that has no reference, for the positive.
     """
     model_options = args["model_options"]
-    active = model_options["transformer_options"].get(KEY, ())
-    if injection not in active:
+    options = model_options["transformer_options"]
+    scale = options.get(_SCALES_KEY, {}).get(injection, 1)
+    if scale == 1:
         return args["denoised"]
     row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
-    others = tuple(other for other in active if other is not injection)
+    others = tuple(other for other in options[KEY] if other is not injection)
     (without,) = comfy.samplers.calc_cond_batch(
         args["model"], [args[row]], args["input"], args["sigma"], _with_options(model_options, {KEY: others})
     )
-    return args["denoised"] + (injection.image_guidance - 1) * (args[f"{row}_denoised"] - without)
+    return args["denoised"] + (scale - 1) * (args[f"{row}_denoised"] - without)
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """Samples the three terms of the paper's guidance (section 3.4), in one batch if memory allows:
+
+    D(no reference, negative) + cfg · (D(reference, positive) - D(reference, negative))
+                              + s_image · (D(reference, negative) - D(no reference, negative))
+
+    in denoised latents D. Reference: all that the model reads, whose own image guidance is left out. Where the negative
+    prompt reads none, the positive stands in the third term. Without a reference, and where s_image is 1, it is CFG.
+    """
+
+    image_guidance: float = 1.0
+    guidance_curve: Curve = CONSTANT
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None
+    ) -> torch.Tensor:
+        model_options = model_options or {}
+        options = model_options["transformer_options"]
+        active = options.get(KEY, ())
+        scale = _scale_at(self, options[RUN_KEY], timestep) if active else 1
+        if scale == 1:
+            return super().predict_noise(x, timestep, model_options, seed)
+        conds = [self.conds["positive"], self.conds["negative"]]
+        row = int(any(injection.rows != "conditioned" for injection in active))
+        # Of their own at each step alike, for other nodes keep things by them.
+        without = [{**cond, "uuid": uuid5(cond["uuid"], KEY)} for cond in conds[row]]
+        reading_none = _with_options(model_options, {_WITHOUT_KEY: frozenset(cond["uuid"] for cond in without)})
+        *predictions, none = comfy.samplers.calc_cond_batch(
+            self.inner_model, [*conds, without], x, timestep, reading_none
+        )
+        evaluated = {"sampler_calc_cond_batch_function": lambda _: predictions, "disable_cfg1_optimization": True}
+        guided = super().predict_noise(x, timestep, {**model_options, **evaluated}, seed)
+        return guided + (scale - 1) * (predictions[row] - none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,21 +495,23 @@ def _add_references(
             change = adapter(x[rows], self_attention[rows], memory.key, memory.value, read)
             if injection.region is not None:
                 change *= _region_of(injection.region, x, options, run)[rows]
-            if injection in run.curves:
-                change *= run.curves[injection].at(options["sigmas"][:1]).to(x)
+            if injection.strengths.curve in run.curves:
+                change *= run.curves[injection.strengths.curve].at(options["sigmas"][:1]).to(x)
             result[rows].add_(change, alpha=injection.strength_at(layer))
     return result
 
 
 def _rows_that_read(injection: Injection, rows: int, options: Options, run: _Run) -> list[slice]:
     """Which of the rows that are evaluated together read the reference, all latents of a prompt in a row."""
-    if injection.rows == "both":
+    without = options.get(_WITHOUT_KEY, ())
+    if injection.rows == "both" and not without:
         return [slice(rows)]
     batch = rows // len(options["uuids"])
     return [
         slice(number * batch, (number + 1) * batch)
         for number, uuid in enumerate(options["uuids"])
-        if (uuid in run.conditioned) == (injection.rows == "conditioned")
+        if uuid not in without
+        and (injection.rows == "both" or (uuid in run.conditioned) == (injection.rows == "conditioned"))
     ]
 
 

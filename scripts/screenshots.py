@@ -41,6 +41,7 @@ CLOSE_UPS = {
 ALONE = {
     "DreamCacheEvaluate": "evaluate.png",
     "DreamCacheStrengths": "strengths.png",
+    "DreamCacheGuider": "guider.png",
     "DreamCacheCombineReferences": "combine_references.png",
     "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     "DreamCacheLoadReferenceCache": "load_reference_cache.png",

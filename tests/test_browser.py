@@ -22,6 +22,7 @@ NODES = {
     "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
     "ApplyDreamCache": "Apply DreamCache",
     "DreamCacheStrengths": "DreamCache Strengths",
+    "DreamCacheGuider": "DreamCache Guider",
     "DreamCacheCombineReferences": "DreamCache Combine References",
     "DreamCacheSaveReferenceCache": "DreamCache Save Reference Cache",
     "DreamCacheLoadReferenceCache": "DreamCache Load Reference Cache",

@@ -297,12 +297,15 @@ SAMPLERS: dict[str, Callable[..., Link]] = {
     "DualCFGGuider": guided("DualCFGGuider", **THREE_PROMPTS, **TWO_SCALES, style="regular"),
     "DualCFGGuider, nested": guided("DualCFGGuider", **THREE_PROMPTS, **TWO_SCALES, style="nested"),
     "PerpNegGuider": guided("PerpNegGuider", **TWO_PROMPTS, empty_conditioning="empty", cfg=4.0, neg_scale=1.0),
+    "DreamCache Guider": guided("DreamCacheGuider", **TWO_PROMPTS, cfg=4.0, image_guidance=2.0),
 }
 
 
-def custom_picture(server, add_sampler: Callable[..., Link], **settings: Any) -> torch.Tensor:
+def custom_picture(server, add_sampler: Callable[..., Link], *nodes: ModelNode) -> torch.Tensor:
     scene = Scene(server)
-    model = scene.apply(scene.model, **settings)
+    model = scene.model
+    for add in nodes:
+        model = add(scene, model)
     how = {
         "sampler": scene.add("KSamplerSelect", sampler_name="euler"),
         "sigmas": scene.add("BasicScheduler", model=model, scheduler="normal", steps=2, denoise=1.0),
@@ -314,16 +317,23 @@ def custom_picture(server, add_sampler: Callable[..., Link], **settings: Any) ->
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize("settings", [{}, {"image_guidance": 2.0}, {"rows": "conditioned"}], ids=str)
 def test_custom_samplers(server, sampler: Callable[..., Link], settings: dict[str, Any]) -> None:
-    latents = custom_picture(server, sampler, **settings)
+    latents = custom_picture(server, sampler, apply(**settings))
     assert latents.shape == (1, 4, 16, 24)
     assert latents.isfinite().all()
-    assert difference(latents, custom_picture(server, sampler, strength=0.0)) > NOTICEABLE
+    assert difference(latents, custom_picture(server, sampler, apply(strength=0.0))) > NOTICEABLE
 
 
 @pytest.mark.parametrize("sampler", ["SamplerCustom", "CFGGuider"])
 def test_custom_samplers_draw_what_ksampler_draws(server, sampler: str) -> None:
-    settings = {"image_guidance": 2.0}
-    assert torch.equal(custom_picture(server, SAMPLERS[sampler], **settings), picture(server, apply(**settings)))
+    guided = apply(image_guidance=2.0)
+    assert torch.equal(custom_picture(server, SAMPLERS[sampler], guided), picture(server, guided))
+
+
+@pytest.mark.parametrize("name", ["PAG", "SAG", "PerpNeg", "RescaleCFG", "NAG"])
+def test_the_guider_draws_what_ksampler_draws_with_nodes_that_change_guidance(server, name: str) -> None:
+    expected = picture(server, MODEL_NODES[name], apply(image_guidance=2.0))
+    drawn = custom_picture(server, SAMPLERS["DreamCache Guider"], MODEL_NODES[name], apply())
+    assert difference(drawn, expected) < 1e-5
 
 
 def test_a_model_that_predicts_v(server) -> None:

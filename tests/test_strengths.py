@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from dreamcache.dreamcache_core import STAGES, DreamCacheError, Strengths, ease_in, group_of, read_curve, select_layers
+from dreamcache.dreamcache_core import (
+    STAGES,
+    DreamCacheError,
+    at_progress,
+    ease_in,
+    group_of,
+    read_curve,
+    select_layers,
+)
 from dreamcache.nodes import patching
 from graph import Scene, difference, failure
 from miniature import models
@@ -74,7 +83,7 @@ def test_eased_curves_rise_from_nothing_to_all() -> None:
     curve = ease_in()
     assert (curve[0], curve[len(curve) // 2], curve[-1]) == (0.0, 0.5, 1.0)
     assert sorted(curve) == list(curve)
-    assert list(Strengths(curve=(2.0, 0.0, 1.0)).at_progress(torch.tensor([0.25, 0.5, 0.75]).numpy())) == [1, 0, 0.5]
+    assert list(at_progress((2.0, 0.0, 1.0), np.array([0.25, 0.5, 0.75]))) == [1, 0, 0.5]
 
 
 @pytest.mark.parametrize("text", ["", "one", "1,,x", "0.5 -0.1", "3", "nan"])
