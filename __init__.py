@@ -20,6 +20,7 @@ from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
 from .nodes.guider import DreamCacheGuider
 from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
+from .nodes.one_node import DreamCacheOneNode
 from .nodes.preview_reference_cache import DreamCachePreviewReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
@@ -48,6 +49,7 @@ class DreamCacheExtension(ComfyExtension):
             ApplyDreamCache,
             DreamCacheStrengths,
             DreamCacheGuider,
+            DreamCacheOneNode,
             DreamCacheCombineReferences,
             DreamCacheSaveReferenceCache,
             DreamCacheLoadReferenceCache,

@@ -42,6 +42,7 @@ ALONE = {
     "DreamCacheEvaluate": "evaluate.png",
     "DreamCacheStrengths": "strengths.png",
     "DreamCacheGuider": "guider.png",
+    "DreamCacheOneNode": "one_node.png",
     "DreamCacheCombineReferences": "combine_references.png",
     "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     "DreamCacheLoadReferenceCache": "load_reference_cache.png",

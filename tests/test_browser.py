@@ -23,6 +23,7 @@ NODES = {
     "ApplyDreamCache": "Apply DreamCache",
     "DreamCacheStrengths": "DreamCache Strengths",
     "DreamCacheGuider": "DreamCache Guider",
+    "DreamCacheOneNode": "DreamCache",
     "DreamCacheCombineReferences": "DreamCache Combine References",
     "DreamCacheSaveReferenceCache": "DreamCache Save Reference Cache",
     "DreamCacheLoadReferenceCache": "DreamCache Load Reference Cache",

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 VUE = "Comfy.VueNodes.Enabled"
 BROKEN = "a_broken_file.safetensors"
 SDXL = "sdxl.safetensors"
-LOADER, APPLY = "DreamCacheAdapterLoader", "ApplyDreamCache"
+LOADER, APPLY, ONE_NODE = "DreamCacheAdapterLoader", "ApplyDreamCache", "DreamCacheOneNode"
 
 
 @pytest.fixture(scope="module", params=["canvas", "Vue"])
@@ -91,6 +91,24 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     assert page.evaluate(values, LOADER) == [ADAPTER]
 
 
+def test_the_one_node_says_what_its_file_is_and_warns_of_a_misfit(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add("CheckpointLoaderSimple", (100, 300))
+    front_end.add(ONE_NODE, (500, 300))
+    _choose(front_end, ADAPTER, ONE_NODE)
+    facts = page.get_by_text("SD1.x · 2 layers · 31,104 parameters")
+    expect(facts).to_be_visible()
+    script = """([type, name]) => {
+        const [checkpoint] = app.graph.findNodesByType('CheckpointLoaderSimple')
+        checkpoint.widgets[0].value = name
+        checkpoint.connect(0, app.graph.findNodesByType(type)[0], 'model')
+        app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()
+    }"""
+    page.evaluate(script, [ONE_NODE, SDXL])
+    expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")).to_be_visible()
+    expect(facts).to_be_visible()
+
+
 def test_a_server_that_is_slow_or_gone_leaves_a_working_node(front_end: FrontEnd) -> None:
     page = front_end.page
     waiting: list[Route] = []
@@ -153,14 +171,14 @@ def _note(front_end: FrontEnd) -> Locator:
     return front_end.page.locator(".dreamcache-note")
 
 
-def _choose(front_end: FrontEnd, adapter: str) -> None:
+def _choose(front_end: FrontEnd, adapter: str, loader: str = LOADER) -> None:
     """As the lists of both renderers do."""
-    script = """name => {
-        const [widget] = app.graph.findNodesByType('DreamCacheAdapterLoader')[0].widgets
+    script = """([type, name]) => {
+        const [widget] = app.graph.findNodesByType(type)[0].widgets
         widget.value = name
         widget.callback(name)
     }"""
-    front_end.page.evaluate(script, adapter)
+    front_end.page.evaluate(script, [loader, adapter])
 
 
 def _is_vue(front_end: FrontEnd) -> bool:

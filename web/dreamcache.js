@@ -1,7 +1,7 @@
 /** The pack in ComfyUI's front end. Each part of it is a module of `js/`. */
 
 import { app } from '../../scripts/app.js'
-import { ADAPTER_LOADER, describeAdapters, showAdapter } from './js/adapter_loader.js'
+import { ADAPTER_LOADERS, describeAdapters, showAdapter } from './js/adapter_loader.js'
 import { buildBasicGraph } from './js/basic_graph.js'
 import { checkFitAgain, watchFit } from './js/fit.js'
 import { paintSlots } from './js/slot_colours.js'
@@ -31,6 +31,6 @@ app.registerExtension({
         await describeAdapters()
     },
     nodeCreated(node) {
-        if (node.comfyClass === ADAPTER_LOADER) showAdapter(node)
+        if (ADAPTER_LOADERS.includes(String(node.comfyClass))) showAdapter(node)
     },
 })

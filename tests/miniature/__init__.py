@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+
+import comfy.sd
 import torch
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
@@ -81,6 +85,26 @@ class MiniatureBareModel(io.ComfyNode):
         return io.NodeOutput(models.unet_patcher("sd15"), None, None)
 
 
+class MiniatureWatchedVae(io.ComfyNode):
+    """A VAE that says so in the server's log when it encodes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MiniatureWatchedVae", category=_CATEGORY, inputs=[io.Vae.Input("vae")], outputs=[io.Vae.Output()]
+        )
+
+    @classmethod
+    def execute(cls, vae: comfy.sd.VAE) -> io.NodeOutput:
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            logging.info("the watched VAE encodes")
+            return vae.encode(pixels)
+
+        watched = copy.copy(vae)
+        watched.encode = encode
+        return io.NodeOutput(watched)
+
+
 class MiniatureImages(io.ComfyNode):
     """Images of any form that a node further up can hand on: none at all, or grey ones, or of odd sizes."""
 
@@ -124,7 +148,14 @@ class MiniatureBackgroundRemoval(io.ComfyNode):
 class MiniatureExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        nodes = [MiniatureModel, MiniatureBareModel, MiniatureClipVision, MiniatureControlNet, MiniatureImages]
+        nodes = [
+            MiniatureModel,
+            MiniatureBareModel,
+            MiniatureClipVision,
+            MiniatureControlNet,
+            MiniatureWatchedVae,
+            MiniatureImages,
+        ]
         # Older ComfyUIs remove no backgrounds.
         return [*nodes, MiniatureBackgroundRemoval] if hasattr(io, "BackgroundRemoval") else nodes
 

@@ -1,11 +1,11 @@
-/** Adapter Loader says what the chosen file is, and its list which files can't be used. */
+/** Adapter Loader and DreamCache say what the chosen file is, and their lists which files can't be used. */
 
 import { isListed, nodesOfType } from './nodes.js'
 import { addNote } from './note.js'
 import * as server from './server.js'
 import { inDigits, say } from './words.js'
 
-export const ADAPTER_LOADER = 'DreamCacheAdapterLoader'
+export const ADAPTER_LOADERS = ['DreamCacheAdapterLoader', 'DreamCacheOneNode']
 
 /** @type {Record<string, server.AdapterDescription>} */
 let described = {}
@@ -20,7 +20,7 @@ export async function describeAdapters() {
     } catch {
         return // The notes say so.
     }
-    for (const node of nodesOfType(ADAPTER_LOADER)) updates.get(node)?.()
+    for (const node of nodesOfType(...ADAPTER_LOADERS)) updates.get(node)?.()
 }
 
 /**

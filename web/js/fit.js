@@ -1,4 +1,4 @@
-/** Apply DreamCache warns, before anything runs, when the files say that model and adapter can't fit. */
+/** Apply DreamCache and DreamCache warn, before anything runs, when the files say that model and adapter can't fit. */
 
 import { api } from '../../../scripts/api.js'
 import { isListed, nodesOfType } from './nodes.js'
@@ -29,7 +29,7 @@ export function checkFitAgain() {
 
 async function checkAll() {
     const check = ++latest
-    for (const node of nodesOfType('ApplyDreamCache')) {
+    for (const node of nodesOfType('ApplyDreamCache', 'DreamCacheOneNode')) {
         const text = await warning(node)
         if (check !== latest) return // The graph has changed meanwhile.
         show(node, text)
@@ -42,7 +42,7 @@ async function checkAll() {
  */
 function show(node, text) {
     if (text) {
-        if (!warnings.has(node)) warnings.set(node, addNote(node))
+        if (!warnings.has(node)) warnings.set(node, addNote(node, 'dreamcache_warning'))
         warnings.get(node)?.show(text, true)
     } else {
         warnings.get(node)?.remove()

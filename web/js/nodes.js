@@ -5,12 +5,12 @@ import { app } from '../../../scripts/app.js'
 /**
  * In its subgraphs, too.
  *
- * @param {string} type
+ * @param {string[]} types
  * @returns {GraphNode[]}
  */
-export function nodesOfType(type) {
+export function nodesOfType(...types) {
     const graphs = [app.rootGraph, ...app.rootGraph.subgraphs.values()]
-    return graphs.flatMap((graph) => graph.nodes).filter((node) => node.comfyClass === type)
+    return graphs.flatMap((graph) => graph.nodes).filter((node) => types.includes(String(node.comfyClass)))
 }
 
 /**

@@ -16,8 +16,9 @@ const HEIGHT = 38
  * Add a note to a node.
  *
  * @param {GraphNode} node
+ * @param {string} [name] Of its own among the node's: the Vue renderer shows but one of each.
  */
-export function addNote(node) {
+export function addNote(node, name = 'dreamcache_note') {
     const [, before] = node.size
     const element = document.createElement('div')
     element.className = 'dreamcache-note'
@@ -26,7 +27,7 @@ export function addNote(node) {
     const height = () => HEIGHT
     const options = { serialize: false, hideOnZoom: false, margin: 4, getMinHeight: height, getMaxHeight: height }
     const { addDOMWidget } = /** @type {WithDOMWidgets} */ (/** @type {unknown} */ (node))
-    const widget = addDOMWidget.call(node, 'dreamcache_note', 'dreamcache_note', element, options)
+    const widget = addDOMWidget.call(node, name, 'dreamcache_note', element, options)
     widget.serialize = false
     return {
         /**

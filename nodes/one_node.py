@@ -1,0 +1,102 @@
+"""DreamCache: Encode Reference, Adapter Loader and Apply DreamCache in one box."""
+
+from __future__ import annotations
+
+import folder_paths
+from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
+from typing_extensions import override
+
+from .adapter_loader import FOLDER, DreamCacheAdapterLoader
+from .encode_reference import TIMESTEP
+from .types import CATEGORY
+
+# A wire of the graph: the number of a node and of its output.
+Link = list[str | int]
+
+
+class DreamCacheOneNode(io.ComfyNode):
+    """Puts the three nodes into the graph while it runs. They get the wires as they are, not what comes through them,
+    by which ComfyUI knows that a reference has been encoded when only the strength has changed.
+    """
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheOneNode",
+            display_name="DreamCache",
+            category=CATEGORY,
+            description="A model that draws your subject, from one picture of it: all in one node.",
+            search_aliases=["personalize", "subject reference", "ip adapter", "one node", "unified loader"],
+            inputs=[
+                io.Model.Input(
+                    "model", raw_link=True, tooltip="The model that will draw the picture: SD1.x, SD2.x or SDXL."
+                ),
+                io.Vae.Input("vae", raw_link=True, tooltip="The VAE of that model."),
+                io.Clip.Input("clip", raw_link=True, tooltip="The CLIP of that model. It encodes an empty prompt."),
+                io.Image.Input(
+                    "image",
+                    raw_link=True,
+                    tooltip="Your subject, best alone and large in the picture. A batch is several references.",
+                ),
+                io.Combo.Input(
+                    "adapter_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A file of models/dreamcache, trained for the family of your model.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the reference enters. At 0 the model is as it was.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    raw_link=True,
+                    tooltip="White on your subject: it is cut out, centred on white and cropped with a margin, which "
+                    "is how adapters were trained. One mask, or one for each picture.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="For a sampler.")],
+            enable_expand=True,
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        return DreamCacheAdapterLoader.validate_inputs(adapter_name)
+
+    @classmethod
+    @override
+    def fingerprint_inputs(cls, adapter_name: str, **others: object) -> float:
+        return DreamCacheAdapterLoader.fingerprint_inputs(adapter_name)
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: Link,
+        vae: Link,
+        clip: Link,
+        image: Link,
+        adapter_name: str,
+        strength: float,
+        mask: Link | None = None,
+    ) -> io.NodeOutput:
+        graph = GraphBuilder()
+        adapter = graph.node("DreamCacheAdapterLoader", adapter_name=adapter_name)
+        reference = graph.node(
+            "DreamCacheEncodeReference",
+            **{"model": model, "vae": vae, "image": image, "clip": clip, "mask": mask},
+            **{"timestep": TIMESTEP, "seed": 0, "resolution": 512},
+        )
+        applied = graph.node(
+            "ApplyDreamCache",
+            **{"model": model, "adapter": adapter.out(0), "reference_cache": reference.out(0)},
+            **{"strength": strength, "start_percent": 0.0, "end_percent": 1.0, "image_guidance": 1.0, "rows": "both"},
+        )
+        return io.NodeOutput(applied.out(0), expand=graph.finalize())
