@@ -8,7 +8,7 @@ import generated_weights
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import Adapter, DreamCacheError, select_layers
+from dreamcache.dreamcache_core import Adapter, DreamCacheError, read_structure, select_layers
 from dreamcache.nodes import patching
 from graph import Link, Scene, difference
 from miniature import models
@@ -45,6 +45,14 @@ def test_sdxl_draws_with_a_reference(server: ComfyUIServer, structure: str) -> N
     assert drawn.isfinite().all()
     assert difference(drawn, plain) > 0.01
     assert difference(draw(rows="conditioned", image_guidance=2.0), drawn) > 0.01
+
+
+def test_a_unet_that_mixes_frames_is_refused() -> None:
+    temporal = {"use_temporal_attention": True, "use_temporal_resblock": True, "extra_ff_mix_layer": True}
+    video = {"merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1]}
+    unet = models.model_config("sd15", **temporal, **video).get_model({}, device="meta").diffusion_model
+    with pytest.raises(DreamCacheError, match=r"single pictures, and SVD is another: load a checkpoint of SD1\.x"):
+        read_structure(unet, "SVD")
 
 
 def lcm(scene: Scene) -> Link:

@@ -130,7 +130,7 @@ def unet_patcher(
     structure: str, seed: int = SEED, dtype: torch.dtype = torch.float32
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL."""
-    model = _model_config(structure, dtype).get_model({}, device=_offload_device())
+    model = model_config(structure, dtype).get_model({}, device=_offload_device())
     patcher = _patcher(model)
     weights = generated_weights(model.diffusion_model, seed)
     model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
@@ -190,7 +190,7 @@ def vae(seed: int = SEED) -> comfy.sd.VAE:
 
 def controlnet(structure: str, seed: int = SEED, effect: float = 0.1) -> comfy.controlnet.ControlNet:
     """A ControlNet for RGB images. `effect` scales the layers through which it acts, zero in an untrained one."""
-    config = _model_config(structure, in_channels=4).unet_config
+    config = model_config(structure, in_channels=4).unet_config
     config.pop("out_channels")
     network = comfy.cldm.cldm.ControlNet(
         **config, hint_channels=3, device=_offload_device(), operations=comfy.ops.disable_weight_init
@@ -209,7 +209,7 @@ def lora(structure: str, rank: int = 4, seed: int = SEED) -> dict[str, Tensor]:
 
     For a layer (out, in): lora_down (rank, in), lora_up (out, rank), alpha ().
     """
-    config = _model_config(structure)
+    config = model_config(structure)
     shapes = _shapes(config.get_model({}, device="meta").diffusion_model)
     tensors = {}
     for diffusers_name, name in comfy.utils.unet_to_diffusers(config.unet_config).items():
@@ -247,10 +247,10 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _model_config(
+def model_config(
     structure: str, dtype: torch.dtype = torch.float32, **unet_overrides: Any
 ) -> comfy.supported_models_base.BASE:
-    """`unet_overrides` replace entries of the structure's U-Net configuration."""
+    """ComfyUI's description of the model. `unet_overrides` replace entries of the structure's U-Net configuration."""
     described = STRUCTURES[structure]
     config = described.config(described.unet | unet_overrides)
     config.set_inference_dtype(dtype, None)
