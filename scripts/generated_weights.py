@@ -34,6 +34,7 @@ _UNET: dict[str, Any] = {
     "legacy": False,
     "adm_in_channels": None,
 }
+SHORT = "SD15 cut short"
 FAMILIES: dict[str, dict[str, Any]] = {
     "SD15": _UNET | {"context_dim": 768, "use_linear_in_transformer": False},
     "SD20": _UNET | {"context_dim": 1024, "use_linear_in_transformer": True},
@@ -48,6 +49,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "transformer_depth": [0, 0, 2, 2, 10, 10],
         "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    },
+    # As wide as SD1.5 and less deep: a checkpoint that is SD1.x to whoever loads it, and does so in a moment.
+    SHORT: _UNET
+    | {
+        "context_dim": 768,
+        "use_linear_in_transformer": False,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
     },
 }
 _AUTOENCODER = {
@@ -80,9 +91,9 @@ def generated_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tens
 def write_models(folder: Path, family: str, seed: int) -> str:
     """Put a checkpoint and an adapter for it into a `models` folder, unless they are there.
 
-    `family`: one of FAMILIES, which are ComfyUI's names. Returns the name that both files have.
+    `family`: one of FAMILIES, which begin with ComfyUI's names. Returns the name that both files have.
     """
-    name = f"generated_{family.lower()}.safetensors"
+    name = f"generated_{family.lower().replace(' ', '_')}.safetensors"
     for path, write in (
         (folder / "checkpoints" / name, write_checkpoint),
         (folder / "dreamcache" / name, write_adapter),
@@ -95,16 +106,17 @@ def write_models(folder: Path, family: str, seed: int) -> str:
 
 
 def write_checkpoint(path: Path, family: str, seed: int) -> None:
-    """Write a full-size checkpoint in float16 and the original LDM layout: 2 GB, and 7 GB of SDXL.
+    """Write a checkpoint in float16 and the original LDM layout: 2 GB, 7 GB of SDXL, and 0.4 GB of SHORT.
 
     ComfyUI must be importable: its own classes give the names and shapes, on the meta device.
     """
     from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.taesd.taesd import TAESD
 
     config = config_of(family)
     with torch.device("meta"):
         unet = config.get_model({}, device="meta").diffusion_model
-        autoencoder = AutoencoderKL(ddconfig=_AUTOENCODER, embed_dim=4)
+        autoencoder = TAESD() if family == SHORT else AutoencoderKL(ddconfig=_AUTOENCODER, embed_dim=4)
         text = config.clip_target().clip(device="meta", dtype=torch.float32)
     state = config.process_unet_state_dict_for_saving(_generate(unet, seed))
     state |= config.process_vae_state_dict_for_saving(_generate(autoencoder, seed))
@@ -115,7 +127,7 @@ def write_checkpoint(path: Path, family: str, seed: int) -> None:
 
 
 def write_adapter(path: Path, family: str, seed: int) -> None:
-    """Write an adapter for that checkpoint, in float16, 50 MB."""
+    """Write an adapter for that checkpoint, in float16: 50 MB, and 11 MB of SHORT."""
     from dreamcache_core import Adapter, save_adapter, select_layers
 
     structure = full_size_structure(family)
@@ -146,7 +158,7 @@ def config_of(family: str) -> Any:
     """ComfyUI's description of a family."""
     import comfy.supported_models
 
-    config = getattr(comfy.supported_models, family)(FAMILIES[family])
+    config = getattr(comfy.supported_models, family.split()[0])(FAMILIES[family])
     config.set_inference_dtype(torch.float32, None)
     return config
 

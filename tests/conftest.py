@@ -19,6 +19,16 @@ import_pack(environment.ensure().comfyui, cpu=True)
 
 
 @pytest.fixture(scope="session")
+def short_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint of SD1.5, cut short so that it loads in a moment, and an adapter for it."""
+    from generated_weights import SHORT, write_models
+
+    folder = tmp_path_factory.mktemp("models")
+    name = write_models(folder, SHORT, seed=1)
+    return folder / "checkpoints" / name, folder / "dreamcache" / name
+
+
+@pytest.fixture(scope="session")
 def server():
     """A real ComfyUI server with this pack, and the miniature models as another."""
     from comfyui_server import ComfyUIServer

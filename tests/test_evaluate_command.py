@@ -1,4 +1,4 @@
-"""The evaluation command: small pictures of a full-size checkpoint with generated weights, drawn and measured."""
+"""The evaluation command: small pictures of a checkpoint with generated weights, drawn and measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import environment
-import full_size
-from generated_weights import write_models
 from PIL import Image
 from small_networks import new_clip, new_dino, write
 from workflow_prompt import PHOTOGRAPH
@@ -17,9 +15,8 @@ from workflow_prompt import PHOTOGRAPH
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_command_draws_and_measures(tmp_path: Path) -> None:
-    made, models = environment.ensure(), full_size.BASE / "models"
-    name = write_models(models, "SD15", full_size.SEED)
+def test_the_command_draws_and_measures(short_models: tuple[Path, Path], tmp_path: Path) -> None:
+    made, (checkpoint, adapter) = environment.ensure(), short_models
     subjects, pictures = tmp_path / "subjects", tmp_path / "drawn"
     (subjects / "cup").mkdir(parents=True)
     Image.open(PHOTOGRAPH).save(subjects / "cup" / "1.jpg")
@@ -31,7 +28,7 @@ def test_the_command_draws_and_measures(tmp_path: Path) -> None:
         command += ["--subjects", subjects, "--pictures", pictures]
         return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
 
-    model = ["--checkpoint", models / "checkpoints" / name, "--adapter", models / "dreamcache" / name]
+    model = ["--checkpoint", checkpoint, "--adapter", adapter]
     drawn = evaluate("draw", *model, "--seeds", 1, "--steps", 1, "--resolution", 64)
     assert "1 of 1: cup/00_0.png, a cup on a beach" in drawn.stdout, drawn.stderr
     assert len(Image.open(pictures / "cup" / "00_0.png").getcolors(64 * 64) or []) > 100
@@ -39,7 +36,7 @@ def test_the_command_draws_and_measures(tmp_path: Path) -> None:
     measured = evaluate("measure", "--clip", clip, "--dino", dino)
     assert re.search(r"\| cup \| 1 \|( -?0\.\d{3} \|){3}\n", measured.stdout), measured.stderr
     results = json.loads((pictures / "results.json").read_text())
-    assert re.fullmatch(rf"{name} \([0-9a-f]{{12}}\)", results["settings"]["checkpoint"])
+    assert re.fullmatch(rf"{checkpoint.name} \([0-9a-f]{{12}}\)", results["settings"]["checkpoint"])
     assert results["settings"]["resolution"] == 64
     assert (pictures / "results.md").read_text() in measured.stdout
     assert Image.open(pictures / "contact_sheet.jpg").size > (192, 192)

@@ -14,6 +14,8 @@ from front_end import open_front_end
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "ru", "zh")
 # The front end that ComfyUI 0.30 brings has no German yet.
 SHOWN = tuple(language for language in LANGUAGES if language != "de")
+# Once is enough to see that they follow, and a reload takes seconds.
+TITLES_SHOWN = ("zh", "fr")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -73,6 +75,8 @@ def test_the_front_end_shows_the_language_that_it_is_set_to(server: ComfyUIServe
             shown = {name: text["name"] for name, text in texts["inputs"].items()}
             page.wait_for_function(f"name => {_INPUT_NAMES}.strength === name", arg=shown["strength"])
             assert page.evaluate(_INPUT_NAMES) == shown
+            if language not in TITLES_SHOWN:
+                continue
             # Titles, of whatever pack, follow when the page is loaded anew.
             page.reload()
             page.wait_for_function(

@@ -1,4 +1,4 @@
-"""The training command, on a full-size checkpoint with generated weights and small pictures."""
+"""The training command, on a checkpoint with generated weights and small pictures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import subprocess
 from pathlib import Path
 
 import environment
-import full_size
 import pytest
 from dreamcache.dreamcache_core import load_adapter, save_sample
-from generated_weights import write_models
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflow_prompt import PHOTOGRAPH
@@ -29,12 +27,13 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(triplets: Path, tmp_path: Path) -> None:
-    made = environment.ensure()
-    models = full_size.BASE / "models" / "checkpoints" / write_models(full_size.BASE / "models", "SD15", full_size.SEED)
+def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
+    short_models: tuple[Path, Path], triplets: Path, tmp_path: Path
+) -> None:
+    made, (checkpoint, _) = environment.ensure(), short_models
 
     def train(*arguments: str) -> subprocess.CompletedProcess:
-        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", models]
+        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", checkpoint]
         command += ["--data", triplets, "--output", tmp_path, "--cpu", "--precision", "float32"]
         settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
         return subprocess.run([*command, *settings, *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -45,12 +44,13 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(triplets: Pa
     estimate = train("--steps", "3", "--dry-run").stdout
     assert "3 steps of 2 are 6 samples, or 3.0 epochs of 2 triplets" in estimate
     assert re.search(r"[1-9]\.\d\d GiB between steps, [1-9]\.\d\d GiB at the peak of a step", estimate)
-    assert "disk: 1.22 GiB for checkpoints and the adapter" in estimate
+    assert "disk: 0.27 GiB for checkpoints and the adapter" in estimate
     assert not files()
 
     first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")
     assert "2 triplets in" in first.stdout
-    assert "25,207,040 parameters for SD1.x\nlayers: middle_block.1, output_blocks.4.1" in first.stdout
+    layers = "middle_block.1, output_blocks.1.1, output_blocks.3.1"
+    assert f"5,536,000 parameters for SD1.x\nlayers: {layers}\n" in first.stdout
     assert "step 1 of 1: loss" in first.stdout
     sheet = Image.open(tmp_path / "samples" / "step_000000001.png")
     assert len(sheet.getcolors(sheet.width * sheet.height) or []) > 100
