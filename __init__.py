@@ -15,12 +15,14 @@ from .dreamcache_core import SUFFIXES
 from .nodes.adapter_loader import FOLDER, DreamCacheAdapterLoader
 from .nodes.apply import ApplyDreamCache
 from .nodes.combine_references import DreamCacheCombineReferences
+from .nodes.compare import DreamCacheCompare
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
 from .nodes.guider import DreamCacheGuider
 from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
 from .nodes.one_node import DreamCacheOneNode
+from .nodes.preview_attention import DreamCachePreviewAttention
 from .nodes.preview_reference_cache import DreamCachePreviewReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
 from .nodes.routes import register_routes
@@ -54,6 +56,8 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheSaveReferenceCache,
             DreamCacheLoadReferenceCache,
             DreamCachePreviewReferenceCache,
+            DreamCachePreviewAttention,
+            DreamCacheCompare,
             DreamCachePromptSource,
             DreamCacheSaveTriplet,
             DreamCacheTrainAdapter,

@@ -5,10 +5,13 @@ Nothing here knows of ComfyUI; `nodes/` brings the two together. Paper: arXiv 24
 
 from .adapter import Adapter, AdapterLayer, Attention, attend, untrained_adapter
 from .adapter_file import SUFFIXES, AdapterDescription, AdapterFile, describe_adapter, load_adapter, save_adapter
+from .attention_maps import AttentionMap, attention_maps, mean_map
+from .attention_sheet import Look, attention_sheet
 from .batches import make_batches
 from .catalogue import AdapterCatalogue, checkpoint_family
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .combined_references import CombinedReferences, References, average, combine
+from .comparison import Comparison, compare, read_values
 from .contact_sheet import contact_sheet
 from .disk_cache import DiskCache, fingerprint
 from .errors import DreamCacheError
@@ -87,9 +90,11 @@ __all__ = [
     "AdapterFile",
     "AdapterLayer",
     "Attention",
+    "AttentionMap",
     "Batch",
     "ChosenPrompt",
     "CombinedReferences",
+    "Comparison",
     "Curve",
     "DiskCache",
     "Drawing",
@@ -98,6 +103,7 @@ __all__ = [
     "Evaluation",
     "FrozenBase",
     "ImageEncoder",
+    "Look",
     "MaskFinder",
     "Picture",
     "Precision",
@@ -124,11 +130,14 @@ __all__ = [
     "Yardsticks",
     "at_progress",
     "attend",
+    "attention_maps",
+    "attention_sheet",
     "average",
     "checkpoint_family",
     "choose_line",
     "combine",
     "combine_words",
+    "compare",
     "contact_sheet",
     "denoising_loss",
     "describe_adapter",
@@ -149,6 +158,7 @@ __all__ = [
     "load_vision_transformer",
     "make_batches",
     "make_thumbnail",
+    "mean_map",
     "mean_scores",
     "measure_drawings",
     "name_and_hash",
@@ -159,6 +169,7 @@ __all__ = [
     "read_curve",
     "read_manifest",
     "read_structure",
+    "read_values",
     "reference_sheet",
     "resize_mask",
     "resize_to_area",

@@ -69,6 +69,12 @@ class ReferenceCache:
     def references(self) -> int:
         return self.features[self.layers[0].name].shape[0]
 
+    @property
+    def pictures(self) -> list[Image.Image | None]:
+        """A small picture of each reference, if it is known."""
+        pictures = self.source.pictures if self.source else []
+        return [pictures[number] if pictures else None for number in range(self.references)]
+
     def tokens(self, layer: str, paired: bool = False) -> torch.Tensor:
         """What the adapter of `layer` reads, all references in a row: (1, tokens of all, channels).
 
@@ -84,10 +90,16 @@ class ReferenceCache:
         tokens = self._tokens(layer)
         if self.subject is None:
             return list(tokens)
-        subject = resize_mask(self.subject, *self.features[layer].shape[2:]).flatten(1)
+        return [row[kept.flatten()] for row, kept in zip(tokens, self.kept(layer), strict=True)]
+
+    def kept(self, layer: str) -> torch.Tensor:
+        """Which tokens are read: (references, height, width), True at all of them or only at the subject's."""
+        count, _, height, width = self.features[layer].shape
+        if self.subject is None:
+            return torch.ones(count, height, width, dtype=torch.bool)
+        subject = resize_mask(self.subject, height, width)
         # At least half of a token is the subject; of one too small for that, the tokens that have most of it.
-        kept = subject >= subject.amax(dim=1, keepdim=True).clamp(max=0.5)
-        return [row[of_row] for row, of_row in zip(tokens, kept, strict=True)]
+        return subject >= subject.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
 
     def bias(self, layer: str, paired: bool = False) -> torch.Tensor | None:
         """What is added to the attention's logits of these tokens: nothing, for all are of equal strength."""

@@ -13,20 +13,25 @@ from .pictures import to_image
 
 SIDE = 256
 """Of each picture, in pixels."""
+# How white what isn't read becomes.
+_FADED = 0.8
 # What is darker or brighter than all but so much of a layer is black or white.
 _CUT = 0.01
 
 
 def reference_sheet(references: References) -> Image.Image:
-    """A row for each reference: its picture, if there is one, and the features of each layer in colours."""
+    """A row for each reference: its picture, if there is one, and the features of each layer in colours, pale where
+    they aren't read.
+    """
     rows: list[list[Image.Image | None]] = []
     for cache in references.caches:
-        pictures = cache.source.pictures if cache.source else []
-        rows += [[pictures[number] if pictures else None] for number in range(cache.references)]
+        rows += [[picture] for picture in cache.pictures]
     for layer in references.layers:
         features = [each for cache in references.caches for each in cache.features[layer.name]]
-        for row, colours in zip(rows, feature_colours(features), strict=True):
-            image = to_image(colours)
+        kept = [each for cache in references.caches for each in cache.kept(layer.name)]
+        for row, colours, read in zip(rows, feature_colours(features), kept, strict=True):
+            pale = torch.lerp(colours, torch.ones_like(colours), _FADED)
+            image = to_image(torch.where(read.unsqueeze(-1).to(colours.device), colours, pale))
             scale = SIDE / max(image.size)
             # To squares, one a token: the sheet would blur them.
             size = (round(image.width * scale), round(image.height * scale))

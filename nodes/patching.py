@@ -29,6 +29,8 @@ from ..dreamcache_core import (
     STAGES,
     Adapter,
     AdapterLayer,
+    Attention,
+    AttentionMap,
     Curve,
     DreamCacheError,
     ReferenceCache,
@@ -38,7 +40,9 @@ from ..dreamcache_core import (
     TransformerLayer,
     UNetStructure,
     at_progress,
+    attention_maps,
     hash_weights,
+    mean_map,
     read_structure,
     resize_mask,
     select_layers,
@@ -51,8 +55,11 @@ RUN_KEY = "dreamcache_run"
 _SCALES_KEY = "dreamcache_image_guidance"
 _WITHOUT_KEY = "dreamcache_without"
 _RECORDING_KEY = "dreamcache_recording"
+_WATCH_KEY = "dreamcache_watch"
 TIMESTEPS = 1000
 """Of every U-Net, whatever schedule it is sampled with."""
+# What a prompt has if it holds for a part of the picture only.
+_PLACE = ("area", "mask", "mask_strength", "set_area_to_bounds", "strength")
 # How finely a curve over sampling is read.
 _PROGRESS_POINTS = 257
 
@@ -483,6 +490,7 @@ def _add_references(
     """
     attention = partial(optimized_attention, attn_precision=options.get("attn_precision"), transformer_options=options)
     run = options.get(RUN_KEY) or _Run()
+    watch: Watch | None = options.get(_WATCH_KEY)
     result = self_attention.clone()
     for injection in injections:
         adapter: AdapterLayer = injection.adapter.model[layer]
@@ -492,7 +500,8 @@ def _add_references(
         memory = run.memories[name]
         read = attention if memory.bias is None else partial(attention, mask=memory.bias)
         for rows in _rows_that_read(injection, len(x), options, run):
-            change = adapter(x[rows], self_attention[rows], memory.key, memory.value, read)
+            seen = watch.over(read, injection, layer, memory.bias, rows, x, options, run) if watch else read
+            change = adapter(x[rows], self_attention[rows], memory.key, memory.value, seen)
             if injection.region is not None:
                 change *= _region_of(injection.region, x, options, run)[rows]
             if injection.strengths.curve in run.curves:
@@ -542,6 +551,111 @@ def _read(adapter: AdapterLayer, injection: Injection, layer: str, x: torch.Tens
 def _with_options(model_options: Options, changes: Options) -> Options:
     """A copy of model_options with other transformer_options."""
     return {**model_options, "transformer_options": {**model_options["transformer_options"], **changes}}
+
+
+# --- Preview Attention -----------------------------------------------------------------------------------------------
+
+
+def injections_of(model: ModelPatcher) -> tuple[Injection, ...]:
+    """What Apply DreamCache has put on a MODEL, the first of them first."""
+    return model.model_options["transformer_options"].get(KEY, ())
+
+
+def watch_attention(
+    model: ModelPatcher,
+    latent: torch.Tensor,
+    noise: torch.Tensor,
+    conditioning: list,
+    progress: float,
+    region: torch.Tensor | None = None,
+) -> Watch:
+    """Run a model that reads references once over finished pictures, noised as at a point of sampling, and see where it
+    looks.
+
+    `latent`, `noise`: (batch, 4, height, width). `conditioning`: the positive prompt, of which areas and masks are left
+    out. `progress`: 0…1. `region`: of the pictures, as in Injection; what is asked about.
+    """
+    watch = Watch(region)
+    watched = model.clone()
+    # Guidance has no part in where the model looks, and would let it look again with something left out.
+    options = {name: value for name, value in model.model_options.items() if not name.startswith("sampler_")}
+    watched.model_options = _with_options(options, watch.options)
+    everywhere = [
+        [prompt, {name: value for name, value in details.items() if name not in _PLACE}]
+        for prompt, details in conditioning
+    ]
+    guider = comfy.samplers.CFGGuider(watched)
+    guider.inner_set_conds({"positive": everywhere})
+    # ComfyUI's sigmas of the first and the last percent lie outside of all sampling.
+    sampling = watched.get_model_object("model_sampling")
+    sigma = torch.tensor([sampling.percent_to_sigma(min(max(progress, 1e-6), 1 - 1e-6))])
+    guider.sample(noise, latent, _SingleEvaluation(), sigma, disable_pbar=True)
+    return watch
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Where layers look in references during an evaluation.
+
+    `region`: as in Injection; what is asked about. `seen`: by injection, layer and number of the latent, for each
+    prompt a map of each reference.
+    """
+
+    region: torch.Tensor | None
+    seen: dict[tuple[Injection, str, int], list[list[AttentionMap]]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """The transformer_options of an evaluation that is to be watched."""
+        return {_WATCH_KEY: self}
+
+    def maps(self, injection: Injection, latent: int) -> list[dict[str, AttentionMap]]:
+        """Of each reference that a latent reads: maps by layer, the mean of all prompts. Empty if nothing is read."""
+        maps: list[dict[str, AttentionMap]] = []
+        for (of, layer, number), prompts in self.seen.items():
+            if (of, number) == (injection, latent):
+                means = [mean_map(of_reference) for of_reference in zip(*prompts, strict=True)]
+                maps = maps or [{} for _ in means]
+                for reference, mean in zip(maps, means, strict=True):
+                    reference[layer] = mean
+        return maps
+
+    def over(
+        self,
+        attention: Attention,
+        injection: Injection,
+        layer: str,
+        bias: torch.Tensor | None,
+        rows: slice,
+        x: torch.Tensor,
+        options: Options,
+        run: _Run,
+    ) -> Attention:
+        """The same attention, watched. Arguments as in `_add_references`; `bias`: as in _Memory."""
+
+        def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+            region = x.new_ones(len(x), x.shape[1], 1)
+            for mask in (self.region, injection.region):
+                if mask is not None:
+                    region = region * _region_of(mask, x, options, run)
+            size = tuple(options["activations_shape"][-2:])
+            kept = [each for cache in injection.cache.caches for each in cache.kept(layer)]
+            latents = len(x) // len(options["uuids"])
+            # Of each reference, the queries of all rows that read it stand in a row; see AdapterLayer.
+            queries = query.unflatten(1, (-1, x.shape[1])).transpose(0, 1).flatten(0, 1)
+            for row, (of_row, weights) in enumerate(zip(queries, region[rows], strict=True)):
+                maps = attention_maps(
+                    of_row,
+                    key[row % len(key)],
+                    heads,
+                    weights.reshape(size),
+                    [kept[row % len(kept)]] if injection.paired else kept,
+                    None if bias is None else bias[row % len(bias), 0],
+                )
+                self.seen.setdefault((injection, layer, row % latents), []).append(maps)
+            return attention(query, key, value, heads)
+
+        return watched
 
 
 # --- Training --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import comfy.sample
@@ -13,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
 
-from ..dreamcache_core import Adapter, Triplets, contact_sheet, to_image
+from ..dreamcache_core import Adapter, References, Triplets, contact_sheet, to_image
 from . import patching
 from .encode_reference import TIMESTEP, DreamCacheEncodeReference
 
@@ -37,6 +38,22 @@ class SampleSettings:
     scheduler: str = "normal"
     strength: float = 1.0
     image_guidance: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    denoise: float = 1.0
+
+    def inject(self, model: ModelPatcher, adapter: ModelPatcher, cache: References, **how: Any) -> ModelPatcher:
+        """What Apply DreamCache gives. `how`: what else an Injection has."""
+        injection = patching.Injection(
+            adapter,
+            cache,
+            strength=self.strength,
+            start_percent=self.start_percent,
+            end_percent=self.end_percent,
+            image_guidance=self.image_guidance,
+            **how,
+        )
+        return patching.inject(model, injection)
 
 
 def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
@@ -74,24 +91,41 @@ def draw_samples(
             cache = DreamCacheEncodeReference.execute(
                 model, vae, reference.unsqueeze(0), clip, timestep=TIMESTEP, seed=0, resolution=side
             )[0]
-            injection = patching.Injection(
-                adapter, cache, strength=settings.strength, image_guidance=settings.image_guidance
-            )
-            reading = patching.inject(model, injection)
-        samples = comfy.sample.sample(
-            reading,
-            comfy.sample.prepare_noise(latent, settings.seed),
-            settings.steps,
-            settings.cfg,
-            settings.sampler,
-            settings.scheduler,
-            _encode(clip, prompt),
-            negative,
-            latent,
-            disable_pbar=True,
-            seed=settings.seed,
-        )
-        yield vae.decode(samples)[0].float().cpu()
+            reading = settings.inject(model, adapter, cache)
+        yield draw(reading, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
+
+
+def draw(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    positive: list,
+    negative: list,
+    latent: Mapping[str, Any],
+    settings: SampleSettings,
+    callback: Callable | None = None,
+) -> torch.Tensor:
+    """What KSampler and VAE Decode give: (batch, height, width, 3), float32, 0…1, on the CPU.
+
+    `latent`: a LATENT. `callback`: called after each step, with its number first.
+    """
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    samples = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index")),
+        settings.steps,
+        settings.cfg,
+        settings.sampler,
+        settings.scheduler,
+        positive,
+        negative,
+        samples,
+        denoise=settings.denoise,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=True,
+        seed=settings.seed,
+    )
+    return vae.decode(samples).float().cpu()
 
 
 @dataclass(frozen=True, eq=False)

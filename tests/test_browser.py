@@ -28,6 +28,8 @@ NODES = {
     "DreamCacheSaveReferenceCache": "DreamCache Save Reference Cache",
     "DreamCacheLoadReferenceCache": "DreamCache Load Reference Cache",
     "DreamCachePreviewReferenceCache": "DreamCache Preview Reference Cache",
+    "DreamCachePreviewAttention": "DreamCache Preview Attention",
+    "DreamCacheCompare": "DreamCache Compare",
     "DreamCachePromptSource": "DreamCache Prompt Source",
     "DreamCacheSaveTriplet": "DreamCache Save Triplet",
     "DreamCacheTrainAdapter": "DreamCache Train Adapter",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import feature_colours
+from dreamcache.dreamcache_core import ReferenceCache, TransformerLayer, feature_colours, reference_sheet, to_tensor
 from graph import Scene
 from PIL import Image
 
@@ -32,6 +34,18 @@ def test_alike_features_have_like_colours_in_every_reference_and_others_other_on
 def test_a_constant_layer_has_one_colour() -> None:
     (colours,) = feature_colours([torch.ones(8, 4, 4)])
     assert len(colours.reshape(-1, 3).unique(dim=0)) == 1
+
+
+def test_what_a_mask_leaves_out_is_pale() -> None:
+    torch.manual_seed(0)
+    layer = TransformerLayer("middle_block.1", channels=8, heads=2)
+    whole = ReferenceCache({layer.name: torch.randn(1, 8, 4, 4)}, "SD1.x", (layer,), (4, 4), timestep=1, prompt="")
+    left = torch.zeros(1, 4, 4)
+    left[..., :2] = 1
+    plain, masked = (to_tensor(reference_sheet(each))[-264:-8] for each in (whole, replace(whole, subject=left)))
+    x = 272 + 264
+    assert torch.equal(masked[:, x : x + 128], plain[:, x : x + 128])
+    assert masked[:, x + 128 : x + 256].min() > 0.75 > plain[:, x + 128 : x + 256].min()
 
 
 def test_the_node_shows_the_picture_beside_every_layer(server: ComfyUIServer) -> None:

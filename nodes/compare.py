@@ -1,0 +1,172 @@
+"""DreamCache Compare: pictures of every combination of some settings, in a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from PIL import Image
+from typing_extensions import override
+
+from ..dreamcache_core import References, Strengths, compare, contact_sheet, read_values, to_image, to_tensor
+from . import patching
+from .checks import check_vae
+from .on_node import show_text
+from .samples import SampleSettings, draw
+from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
+
+# What may have several values: as an input gives it, from, to, whether in whole numbers, and what it is.
+_COMPARED: dict[str, tuple[str, float, float, bool, str]] = {
+    "strength": ("0, 0.5, 1", 0, 2, False, "How much of the reference enters."),
+    "image_guidance": ("1, 2", 0, 10, False, "How far to push towards the reference."),
+    "seed": ("0", 0, 2**64 - 1, True, "Of the noise."),
+    "cfg": ("7", 0, 100, False, "How far to push towards the prompt."),
+    "start_percent": ("0", 0, 1, False, "Where in sampling the reference begins to enter."),
+    "end_percent": ("1", 0, 1, False, "Where in sampling the reference stops entering."),
+    "steps": ("20", 1, 10_000, True, "Steps of sampling."),
+}
+
+
+class DreamCacheCompare(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheCompare",
+            display_name="DreamCache Compare",
+            category=CATEGORY,
+            description="Draws a picture with every combination of the settings that you list, and puts them into a "
+            "table.",
+            search_aliases=["xy plot", "grid", "contact sheet", "strength sweep"],
+            inputs=[
+                io.Model.Input("model", tooltip="Without Apply DreamCache: it is applied here, anew for each picture."),
+                AdapterType.Input("adapter", tooltip="From DreamCache Adapter Loader."),
+                ReferenceCacheType.Input("reference_cache", tooltip="What Apply DreamCache would be given."),
+                io.Vae.Input("vae", tooltip="The VAE of that model."),
+                io.Conditioning.Input("positive", tooltip="What the pictures should show."),
+                io.Conditioning.Input("negative", tooltip="What they should not."),
+                io.Latent.Input("latent_image", tooltip="As for KSampler: an empty one, or what to draw over."),
+                *(
+                    io.String.Input(
+                        name,
+                        default=default,
+                        tooltip=f"{what} One number, or several with commas between them, to compare them.",
+                        advanced=name in ("start_percent", "end_percent"),
+                    )
+                    for name, (default, _, _, _, what) in _COMPARED.items()
+                ),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="As in KSampler: less keeps more of the latent.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "cell_size",
+                    default=256,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Of each picture in the table, in pixels.",
+                ),
+                io.Combo.Input(
+                    "rows",
+                    options=list(get_args(patching.Rows)),
+                    default="both",
+                    optional=True,
+                    tooltip="As in Apply DreamCache.",
+                    advanced=True,
+                ),
+                io.Mask.Input("region", optional=True, tooltip="As in Apply DreamCache: where the reference enters."),
+                StrengthsType.Input("strengths", optional=True, tooltip="From DreamCache Strengths."),
+            ],
+            outputs=[
+                io.Image.Output("grid", tooltip="The table, with the settings on its rows and columns."),
+                io.Image.Output("images", tooltip="All pictures in their own size, row by row."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: ModelPatcher,
+        reference_cache: References,
+        vae: comfy.sd.VAE,
+        positive: list,
+        negative: list,
+        latent_image: dict[str, Any],
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        cell_size: int,
+        rows: patching.Rows = "both",
+        region: torch.Tensor | None = None,
+        strengths: Strengths | None = None,
+        **compared: str,
+    ) -> io.NodeOutput:
+        check_vae(vae, model)
+        comparison = compare(
+            {
+                name: read_values(name, compared[name], low, high, whole)
+                for name, (_, low, high, whole, _) in _COMPARED.items()
+            }
+        )
+        plain = SampleSettings(sampler=sampler_name, scheduler=scheduler, denoise=denoise)
+        table = [[_effective(plain, {**row, **column}) for column in comparison.columns] for row in comparison.rows]
+        how = {
+            "rows": rows,
+            "region": None if region is None else region.reshape(-1, *region.shape[-2:]),
+            "strengths": strengths or Strengths(),
+            "paired": reference_cache.paired,
+        }
+        batch = len(latent_image["samples"])
+        labels = [
+            f"{label} picture {number}" if batch > 1 else label
+            for label in comparison.row_labels
+            for number in range(1, batch + 1)
+        ]
+
+        def sheet() -> Image.Image:
+            cells = [
+                [to_image(drawn[settings][number]) if settings in drawn else None for settings in row]
+                for row in table
+                for number in range(batch)
+            ]
+            return contact_sheet(cells, labels, comparison.column_labels, cell_size)
+
+        drawn: dict[SampleSettings, torch.Tensor] = {}
+        different = list(dict.fromkeys(settings for row in table for settings in row))
+        bar = comfy.utils.ProgressBar(sum(settings.steps for settings in different))
+        for number, settings in enumerate(different, start=1):
+            show_text(cls, f"picture {number} of {len(different)}")
+            reading = settings.inject(model, adapter, reference_cache, **how)
+            drawn[settings] = draw(
+                reading, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)
+            )
+            bar.update_absolute(bar.current, preview=("JPEG", sheet(), None))
+        grid = to_tensor(sheet()).unsqueeze(0)
+        images = torch.cat([drawn[settings] for row in table for settings in row])
+        return io.NodeOutput(grid, images, ui=ui.PreviewImage(grid, cls=cls))
+
+
+def _effective(plain: SampleSettings, values: dict[str, Any]) -> SampleSettings:
+    """The settings without what makes no difference at a strength of 0, so that nothing is drawn twice."""
+    settings = replace(plain, **values)
+    if settings.strength:
+        return settings
+    return replace(settings, image_guidance=1.0, start_percent=0.0, end_percent=1.0)

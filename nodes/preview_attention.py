@@ -1,0 +1,161 @@
+"""DreamCache Preview Attention: where a model looks in its references while it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ..dreamcache_core import (
+    DreamCacheError,
+    Look,
+    attention_sheet,
+    group_of,
+    resize_to_area,
+    to_image,
+    to_tensor,
+)
+from . import patching
+from .checks import check_vae
+from .pictures import in_colours
+from .types import CATEGORY
+
+
+class DreamCachePreviewAttention(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCachePreviewAttention",
+            display_name="DreamCache Preview Attention",
+            category=CATEGORY,
+            description="Shows where each part of a finished picture looks in your references, layer by layer.",
+            search_aliases=["attention map", "heat map", "correspondence", "visualize"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Apply DreamCache: what the picture was drawn with."),
+                io.Vae.Input("vae", tooltip="The VAE of that model."),
+                io.Image.Input(
+                    "image", tooltip="The finished picture, from VAE Decode or a file. A batch gives a sheet for each."
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt that it was drawn from. Areas and masks in it are left out."
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The part of sampling to look at: its beginning.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The part of sampling to look at: its end.",
+                ),
+                io.Int.Input(
+                    "noise_levels",
+                    default=2,
+                    min=1,
+                    max=20,
+                    tooltip="How often the model looks, evenly over that part of sampling. Each time the picture is "
+                    "noised as much as it was then: early on the model sees little more than its composition.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Of that noise.",
+                    advanced=True,
+                ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="White on the part of the picture that you ask about. Without it you ask about all of it.",
+                ),
+            ],
+            outputs=[io.Image.Output("image", tooltip="The sheet, one for each picture.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: comfy.sd.VAE,
+        image: torch.Tensor,
+        positive: list,
+        start_percent: float,
+        end_percent: float,
+        noise_levels: int,
+        seed: int,
+        region: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if not patching.injections_of(model):
+            raise DreamCacheError(
+                "The model reads no reference, so it looks nowhere: connect the model that Apply DreamCache gives, "
+                "with a strength above 0."
+            )
+        if not len(image):
+            raise DreamCacheError("The image batch is empty, so there is nothing to look at: connect a picture.")
+        check_vae(vae, model)
+        image = resize_to_area(in_colours(image), 0)
+        latent = vae.encode(image)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        if region is not None:
+            region = region.reshape(-1, *region.shape[-2:])
+            if len(region) not in (1, len(image)):
+                raise DreamCacheError(
+                    f"The region holds {len(region)} masks for {len(image)} images: connect one mask for all, or one "
+                    "for each."
+                )
+        looks: list[list[Look]] = [[] for _ in image]
+        bar = comfy.utils.ProgressBar(noise_levels)
+        for level in range(noise_levels):
+            progress = start_percent + (end_percent - start_percent) * (level + 0.5) / noise_levels
+            watch = patching.watch_attention(model, latent, noise, positive, progress, region)
+            for number, of_picture in enumerate(looks):
+                of_picture += _looks(model, watch, number, f"{progress:.0%} of sampling")
+            bar.update(1)
+        layers = {
+            layer.name: f"{layer.name}, {group_of(layer, injection.cache.layers)}"
+            for injection in patching.injections_of(model)
+            for layer in injection.adapter.model.layers
+        }
+        sheets = [
+            to_tensor(attention_sheet(to_image(picture), of_picture, layers))
+            for picture, of_picture in zip(image, looks, strict=True)
+        ]
+        sheet = torch.stack(sheets)
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _looks(model: ModelPatcher, watch: patching.Watch, number: int, when: str) -> Iterator[Look]:
+    """Of each reference that a latent of the batch reads."""
+    injections = patching.injections_of(model)
+    for position, injection in enumerate(injections, start=1):
+        finest = injection.adapter.model.layers[-1].name
+        references = [
+            each for cache in injection.cache.caches for each in zip(cache.pictures, cache.kept(finest), strict=True)
+        ]
+        numbers = [number] if injection.paired else range(len(references))
+        maps = watch.maps(injection, number) or [{} for _ in numbers]
+        for one, of_reference in zip(numbers, maps, strict=True):
+            words = [when]
+            if len(injections) > 1:
+                words.append(f"Apply DreamCache {position}")
+            if len(references) > 1:
+                words.append(f"reference {one + 1}")
+            yield Look(", ".join(words), *references[one], of_reference)

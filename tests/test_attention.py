@@ -1,0 +1,136 @@
+"""The preview of attention: where a layer looks in its references is what its adapter's attention is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from comfyui_server import ComfyUIServer
+from dreamcache.dreamcache_core import AttentionMap, attention_maps, combine, mean_map, to_tensor
+from dreamcache.nodes import patching
+from graph import Scene, failure
+from PIL import Image
+from studio import Studio, prompt
+
+# Of 16×24 latent pixels.
+LEFT_HALF = torch.ones(1, 16, 24)
+LEFT_HALF[..., 12:] = 0
+
+
+def naive(query: torch.Tensor, key: torch.Tensor, heads: int, bias: torch.Tensor) -> torch.Tensor:
+    """The whole attention, mean of all heads: (tokens, cached tokens)."""
+    queries, keys = (tensor.unflatten(-1, (heads, -1)).transpose(0, 1) for tensor in (query, key))
+    return (queries @ keys.mT / queries.shape[-1] ** 0.5 + bias).softmax(-1).mean(0)
+
+
+def test_maps_are_the_whole_attention_however_it_is_cut() -> None:
+    torch.manual_seed(0)
+    heads = 2
+    kept = [torch.rand(4, 5) > 0.5, torch.ones(2, 3, dtype=torch.bool)]
+    counts = [int(tokens.sum()) for tokens in kept]
+    query, region, bias = torch.randn(12, 16), torch.rand(3, 4), torch.randn(sum(counts))
+    key = torch.randn(sum(counts) + 2, 16)  # the last two fill up
+    whole = naive(query, key[:-2], heads, bias)
+    of_each = (region.flatten() @ whole / region.sum()).split(counts)
+    for at_once in (1, 10_000):
+        maps = attention_maps(query, key, heads, region, kept, torch.cat([bias, torch.zeros(2)]), at_once)
+        for seen, tokens, share, attention in zip(maps, kept, of_each, whole.split(counts, dim=1), strict=True):
+            torch.testing.assert_close(seen.looked_at[tokens], share)
+            assert not seen.looked_at[~tokens].any()
+            rows, columns = tokens.nonzero(as_tuple=True)
+            places = torch.stack([(rows + 0.5) / tokens.shape[0], (columns + 0.5) / tokens.shape[1]], dim=1)
+            expected = torch.cat([attention.sum(1, keepdim=True), attention @ places], dim=1).reshape(3, 4, 3)
+            torch.testing.assert_close(seen.seen, expected * region.unsqueeze(-1))
+
+
+def test_a_mean_of_layers_is_as_fine_as_the_finest_and_what_is_looked_at_is_still_all() -> None:
+    coarse = AttentionMap(torch.tensor([[[1.0, 0.5, 0.25]]]), torch.tensor([[1.0]]))
+    fine = AttentionMap(torch.zeros(2, 2, 3), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    mean = mean_map([coarse, fine])
+    assert torch.equal(mean.seen, torch.tensor([0.5, 0.25, 0.125]).expand(2, 2, 3))
+    assert torch.equal(mean.looked_at, torch.tensor([[0.625, 0.125], [0.125, 0.125]]))
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return Studio()
+
+
+def watched(studio: Studio, *injections: patching.Injection, prompts: int = 1, **how: Any) -> patching.Watch:
+    model = studio.model
+    for injection in injections:
+        model = patching.inject(model, injection)
+    torch.manual_seed(3)
+    latent = torch.randn(2, 4, 16, 24)
+    positive = [[prompt(number), {"area": (8, 8, 0, 0)}] for number in range(prompts)]
+    return patching.watch_attention(model, latent, torch.randn_like(latent), positive, 0.5, **how)
+
+
+def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio: Studio) -> None:
+    layer = "output_blocks.4.1"
+    adapter = studio.adapter.model[layer]
+    made: dict[str, torch.Tensor] = {}
+    hooks = [
+        getattr(adapter, name).register_forward_hook(lambda _, __, result, name=name: made.update({name: result}))
+        for name in ("to_q", "to_k")
+    ]
+    part = replace(studio.cache(), subject=LEFT_HALF)
+    try:
+        injection = studio.injection(cache=combine([part, studio.cache(2, seed=2)], [1.0, 3.0]), image_guidance=2.0)
+        maps = watched(studio, injection).maps(injection, 1)
+        whole = naive(made["to_q"][1], made["to_k"][0], adapter.heads, injection.cache.bias(layer)[0])
+        # 4×6 tokens of each, of which the first reference's left half is read.
+        looked_at = [each[layer].looked_at for each in maps]
+        expected = [looked_at[0][:, :3], *looked_at[1:]]
+        torch.testing.assert_close(torch.cat([each.flatten() for each in expected]), whole.mean(0))
+        assert [set(each) for each in maps] == [{own.name for own in studio.adapter.model.layers}] * 3
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_each_latent_looks_at_its_own_reference_and_only_where_one_asks(studio: Studio) -> None:
+    one, other = studio.cache(), studio.cache(seed=2)
+    pair = combine([one, other], [1.0, 1.0], paired=True)
+    paired = studio.injection(cache=pair, paired=True, rows="conditioned")
+    both = watched(studio, paired, prompts=2, region=LEFT_HALF)
+    assert all(len(prompts) == 2 for prompts in both.seen.values())
+    for number, cache in enumerate((one, other)):
+        alone = studio.injection(cache=cache)
+        (expected,) = watched(studio, alone, prompts=2, region=LEFT_HALF).maps(alone, number)
+        (maps,) = both.maps(paired, number)
+        for layer, seen in maps.items():
+            torch.testing.assert_close(seen.seen, expected[layer].seen)
+            torch.testing.assert_close(seen.looked_at, expected[layer].looked_at)
+        share = maps["output_blocks.10.1"].seen[..., 0]
+        torch.testing.assert_close(share, LEFT_HALF[0])
+
+
+def test_the_node_shows_both_pictures_at_each_noise_level_at_which_a_reference_is_read(server: ComfyUIServer) -> None:
+    scene = Scene(server)
+    named = {"references.reference_1": scene.reference, "references.reference_2": scene.encode(resolution=64)}
+    several = scene.add("DreamCacheCombineReferences", mode="concatenate", strengths="1, 2", **named)
+    black = scene.add("SolidMask", value=0.0, width=192, height=128)
+    white = scene.add("SolidMask", value=1.0, width=96, height=128)
+    half = scene.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add")
+    model = scene.apply(scene.apply(scene.model, region=half), reference_cache=several, end_percent=0.5)
+    image = scene.add("MiniatureImages", count=2, height=128, width=192, channels=3)
+    settings = {"start_percent": 0.0, "end_percent": 1.0, "noise_levels": 2, "seed": 0}
+    inputs = {"vae": scene.vae, "image": image, "positive": scene.positive, **settings}
+    scene.add("DreamCachePreviewAttention", model=model, **inputs)
+    shown = server.run(scene.prompt).images
+    assert len(shown) == 2
+    sheet = Image.open(server.download(shown[0], server.base / "sheet.png")).convert("HSV")
+    # Two rows for each of 3 references at the first level; at the second for one, and one for each that isn't read.
+    assert sheet.height - (6 + 2 + 2) * 264 in range(16, 64)
+    assert sheet.width == 256 + 16 + 7 * 264
+    # There is no colour where the first reference doesn't enter.
+    x, y = 272 + 264 * 6, sheet.height - 10 * 264
+    saturation = to_tensor(sheet.getchannel("S"))[y : y + 170]
+    assert saturation[:, x : x + 127].max() > 0
+    assert saturation[:, x + 129 : x + 256].max() == 0
+
+    scene.add("DreamCachePreviewAttention", model=scene.model, **inputs)
+    assert "connect the model that Apply DreamCache gives" in failure(lambda: server.run(scene.prompt))
