@@ -47,11 +47,18 @@ ALONE = {
     "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     "DreamCacheLoadReferenceCache": "load_reference_cache.png",
     "DreamCachePreviewReferenceCache": "preview_reference_cache.png",
+    "DreamCachePreviewAttention": "preview_attention.png",
+    "DreamCacheCompare": "compare.png",
 }
 # Of SD1.x, as Adapter Loader tells of them.
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
+# Of workflows whose subject says less of them than another group: what their thumbnail shows.
+SHOWN = {
+    "dreamcache_attention": "What the model sees in it, and where it looks",
+    "dreamcache_compare": "Every combination",
+}
 README_WIDTH = 1400
 THUMBNAIL_WIDTH = 512
 LEGIBLE = 920
@@ -76,7 +83,7 @@ def main() -> None:
                 front_end.hide_menus()
                 front_end.show_output("DreamCacheSaveTriplet", "example.png")
                 # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
-                thumbnail = front_end.picture(thumbnail_box(workflow), 2 * THUMBNAIL_WIDTH)
+                thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
                 save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
                 if name == "dreamcache_basic":
                     save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
@@ -85,8 +92,8 @@ def main() -> None:
         with open_front_end(server) as front_end:
             front_end.load_blank()
             front_end.hide_menus()
-            for class_type, file in ALONE.items():
-                front_end.add(class_type, (0.0, 0.0))
+            for number, (class_type, file) in enumerate(ALONE.items()):
+                front_end.add(class_type, (1000.0 * number, 0.0))
                 take_close_up(front_end, class_type, IMAGES / file)
 
 
@@ -115,8 +122,14 @@ def graph_box(workflow: Workflow) -> Box:
     return grown((left, top, right - left, bottom - top), MARGIN)
 
 
-def thumbnail_box(workflow: Workflow) -> Box:
-    """The lower left corner of the graph, where the subject is: a square from as high a group as leaves it legible."""
+def thumbnail_box(workflow: Workflow, shown: str | None = None) -> Box:
+    """The lower left corner of the graph, where the subject is: a square from as high a group as leaves it legible. Or
+    of the group of that title.
+    """
+    for group in workflow["groups"]:
+        if group["title"] == shown:
+            left, top, _, side = grown(tuple(group["bounding"]), MARGIN)
+            return left, top, side, side
     left, top, _, height = graph_box(workflow)
     bottom = top + height
     heights = [bottom - group["bounding"][1] + MARGIN for group in workflow["groups"]]

@@ -50,12 +50,14 @@ def basic_prompt(server: ComfyUIServer, checkpoint: str, adapter: str, photograp
 
 
 def without_reference(prompt: Prompt) -> Prompt:
-    """The same prompt with Apply DreamCache bypassed, as the front end bypasses a node."""
-    ((number, apply),) = ((key, node) for key, node in prompt.items() if node["class_type"] == "ApplyDreamCache")
-    for node in prompt.values():
-        node["inputs"] = {
-            name: apply["inputs"]["model"] if value == [number, 0] else value for name, value in node["inputs"].items()
-        }
+    """The same prompt with Apply DreamCache bypassed, as the front end bypasses a node, and without what needs one."""
+    numbers = [number for number, node in prompt.items() if node["class_type"] == "ApplyDreamCache"]
+    previews = [number for number, node in prompt.items() if node["class_type"] == "DreamCachePreviewAttention"]
+    prompt = {number: node for number, node in prompt.items() if number not in previews}
+    for number in numbers:
+        model = prompt[number]["inputs"]["model"]
+        for node in prompt.values():
+            node["inputs"] = {name: model if value == [number, 0] else value for name, value in node["inputs"].items()}
     return prompt
 
 
@@ -69,7 +71,8 @@ def _widgets(definition: Mapping[str, Any], values: list[Any]) -> Iterator[tuple
         yield name, next(remaining)
         # Two widgets have a second one beside them, which the server knows nothing of: a seed, "control after
         # generate"; a picture, the upload button.
-        if options.get("control_after_generate", name in ("seed", "noise_seed")) or options.get("image_upload"):
+        is_seed = kind == "INT" and name in ("seed", "noise_seed")
+        if options.get("control_after_generate", is_seed) or options.get("image_upload"):
             next(remaining)
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from workflow_prompt import load_prompt, set_inputs, without_reference
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
-TRIPLETS, TRAINING = (
-    next(path for path in WORKFLOWS if path.stem == f"dreamcache_{name}") for name in ("make_triplets", "train_adapter")
+TRIPLETS, TRAINING, SAVING, COMPARING = (
+    next(path for path in WORKFLOWS if path.stem == f"dreamcache_{name}")
+    for name in ("make_triplets", "train_adapter", "save_reference", "compare")
 )
 # Class of a node that loads a file → the node that makes a miniature of what it loads.
 MINIATURES = {"CheckpointLoaderSimple": "MiniatureModel", "ControlNetLoader": "MiniatureControlNet"}
@@ -34,6 +35,15 @@ def painted(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> 
     return server.upload_image(path)
 
 
+@pytest.fixture(scope="module")
+def saved(server: ComfyUIServer, painted: str) -> str:
+    """The reference that the workflow for one saves, which another loads."""
+    shown = server.run(prompt_of(server, SAVING, painted)).images
+    assert len(shown) == 2
+    (path,) = (server.base / "models" / "dreamcache_references").glob("my_subject_*")
+    return path.name
+
+
 def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
     prompt = load_prompt(path, server.object_info())
     for node in prompt.values():
@@ -49,23 +59,37 @@ def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
     set_inputs(prompt, "DreamCacheEncodeReference", resolution=128)
     set_inputs(prompt, "EmptyLatentImage", width=192, height=128)
     set_inputs(prompt, "KSampler", seed=5, steps=2)
+    set_inputs(prompt, "DreamCachePreviewAttention", noise_levels=1)
+    set_inputs(prompt, "DreamCacheCompare", image_guidance="1", steps="1", seed="5")
     return prompt
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in WORKFLOWS if path not in (TRIPLETS, TRAINING)], ids=lambda path: path.stem
+    "path",
+    [path for path in WORKFLOWS if path not in (TRIPLETS, TRAINING, SAVING, COMPARING)],
+    ids=lambda path: path.stem,
 )
 def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
-    server: ComfyUIServer, painted: str, path: Path, tmp_path: Path
+    server: ComfyUIServer, painted: str, saved: str, path: Path, tmp_path: Path
 ) -> None:
     def draw(prompt: Prompt, name: str) -> Image.Image:
-        (image,) = server.run(prompt).images
+        set_inputs(prompt, "DreamCacheLoadReferenceCache", reference_name=saved)
+        (image,) = (image for image in server.run(prompt).images if image["type"] == "output")
         return Image.open(server.download(image, tmp_path / name))
 
     personalised = draw(prompt_of(server, path, painted), "personalised.png")
     plain = draw(without_reference(prompt_of(server, path, painted)), "plain.png")
     assert personalised.size == plain.size == (192, 128)
     assert personalised.tobytes() != plain.tobytes()
+
+
+def test_the_workflow_that_compares_draws_every_combination(
+    server: ComfyUIServer, painted: str, tmp_path: Path
+) -> None:
+    (image,) = server.run(prompt_of(server, COMPARING, painted)).images
+    sheet = Image.open(server.download(image, tmp_path / "sheet.png"))
+    # With strengths of 0, 0.5 and 1.
+    assert sheet.width == 256 + 16 + 3 * 264
 
 
 def test_the_workflow_for_triplets_makes_one_at_each_run(server: ComfyUIServer, painted: str) -> None:
@@ -94,6 +118,6 @@ def test_the_workflow_for_training_trains_on_the_triplets_of_the_other(server: C
 
 
 def test_every_workflow_has_a_thumbnail_for_the_template_browser() -> None:
-    assert len(WORKFLOWS) >= 6
+    assert len(WORKFLOWS) >= 12
     for path in WORKFLOWS:
         assert max(Image.open(path.with_suffix(".jpg")).size) <= 1024
