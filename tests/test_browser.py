@@ -127,6 +127,7 @@ def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_en
     page.get_by_role("button", name="Templates").click()
     page.get_by_role("dialog").get_by_text("dreamcache", exact=True).click()
     card = page.get_by_test_id(f"template-workflow-{name}")
+    card.scroll_into_view_if_needed()
     # Its own thumbnail, which is fetched; the front end has a picture for templates that have none.
     expect(card.locator("img")).to_have_attribute("src", re.compile("^blob:"))
     card.click()
