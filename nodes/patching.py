@@ -511,17 +511,24 @@ def _add_references(
 
 
 def _rows_that_read(injection: Injection, rows: int, options: Options, run: _Run) -> list[slice]:
-    """Which of the rows that are evaluated together read the reference, all latents of a prompt in a row."""
+    """Which of the rows that are evaluated together read the reference: all latents of a prompt in a row, and prompts
+    that stand side by side together.
+    """
     without = options.get(_WITHOUT_KEY, ())
-    if injection.rows == "both" and not without:
+    reading = [uuid not in without and _reads(injection, uuid, run) for uuid in options.get("uuids", ())]
+    if all(reading):
         return [slice(rows)]
-    batch = rows // len(options["uuids"])
-    return [
-        slice(number * batch, (number + 1) * batch)
-        for number, uuid in enumerate(options["uuids"])
-        if uuid not in without
-        and (injection.rows == "both" or (uuid in run.conditioned) == (injection.rows == "conditioned"))
-    ]
+    batch = rows // len(reading)
+    found: list[slice] = []
+    for start in (number * batch for number, reads in enumerate(reading) if reads):
+        first = found.pop().start if found and found[-1].stop == start else start
+        found.append(slice(first, start + batch))
+    return found
+
+
+def _reads(injection: Injection, uuid: UUID, run: _Run) -> bool:
+    """Whether the rows of a prompt read the reference."""
+    return injection.rows == "both" or (uuid in run.conditioned) == (injection.rows == "conditioned")
 
 
 def _region_of(mask: torch.Tensor, x: torch.Tensor, options: Options, run: _Run) -> torch.Tensor:
