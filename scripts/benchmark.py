@@ -127,7 +127,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.safetensors")
         write_clip_vision(path, SEED)
-        vision, _ = _measure_start("CLIP ViT-H", device, lambda: partial(load_vision(path).encode_image, image))
+        vision, _ = _measure_start("CLIP ViT-H", device, lambda: partial(load_vision(str(path)).encode_image, image))
         save_references(path, cache, stages=DEFAULT_STAGES)
         loading, _ = _measure_start("Load Reference Cache", device, lambda: partial(load_references, path))
     return cache, [whole, network, loading, vision]
