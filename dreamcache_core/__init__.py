@@ -8,7 +8,7 @@ from .adapter_file import SUFFIXES, AdapterDescription, AdapterFile, describe_ad
 from .attention_maps import AttentionMap, attention_maps, mean_map
 from .attention_sheet import Look, attention_sheet
 from .batches import make_batches
-from .catalogue import AdapterCatalogue, checkpoint_family
+from .catalogue import Catalogue, checkpoint_family
 from .checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from .combined_references import CombinedReferences, References, average, combine
 from .comparison import Comparison, compare, read_values
@@ -37,7 +37,7 @@ from .layers import (
     read_structure,
     select_layers,
 )
-from .loss_curve import draw_loss_curve
+from .loss_curve import draw_loss_curve, read_loss_curve
 from .masks import resize_mask
 from .measuring import (
     METRICS,
@@ -53,7 +53,17 @@ from .pictures import to_image, to_tensor
 from .prompts import ChosenPrompt, choose_line, combine_words
 from .provenance import VERSION, Provenance, hash_weights, trained_adapter
 from .reference_cache import ReferenceCache, Source
-from .reference_file import THUMBNAIL_SIZE, Precision, ReferenceFile, load_references, make_thumbnail, save_references
+from .reference_file import (
+    THUMBNAIL_SIZE,
+    Precision,
+    ReferenceDescription,
+    ReferenceFile,
+    describe_references,
+    load_references,
+    make_thumbnail,
+    read_thumbnails,
+    save_references,
+)
 from .reference_image import resize_to_area, silhouette, subject_box, subject_on_white
 from .reference_sheet import feature_colours, reference_sheet
 from .strengths import CONSTANT, MAX_STRENGTH, Curve, Strengths, at_progress, ease_in, ease_out, read_curve
@@ -85,13 +95,13 @@ __all__ = [
     "THUMBNAIL_SIZE",
     "VERSION",
     "Adapter",
-    "AdapterCatalogue",
     "AdapterDescription",
     "AdapterFile",
     "AdapterLayer",
     "Attention",
     "AttentionMap",
     "Batch",
+    "Catalogue",
     "ChosenPrompt",
     "CombinedReferences",
     "Comparison",
@@ -111,6 +121,7 @@ __all__ = [
     "PromptEncoder",
     "Provenance",
     "ReferenceCache",
+    "ReferenceDescription",
     "ReferenceFile",
     "References",
     "Scores",
@@ -141,6 +152,7 @@ __all__ = [
     "contact_sheet",
     "denoising_loss",
     "describe_adapter",
+    "describe_references",
     "describe_scores",
     "draw",
     "draw_loss_curve",
@@ -167,8 +179,10 @@ __all__ = [
     "open_triplets",
     "plan_drawings",
     "read_curve",
+    "read_loss_curve",
     "read_manifest",
     "read_structure",
+    "read_thumbnails",
     "read_values",
     "reference_sheet",
     "resize_mask",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class AdapterDescription:
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self)}
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
@@ -146,14 +147,14 @@ def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Cont
     """Raises DreamCacheError unless the tensors, of which the shapes are enough, are those of an adapter."""
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     contents = _of_authors(path, shapes) if header is None else _of_ours(path, header, shapes)
-    expected = {
-        f"{layer.name}.{name}": shape
-        for layer in contents.layers
-        for name, shape in weight_shapes(layer.channels).items()
-    }
-    if expected != {contents.names[name]: shape for name, shape in shapes.items()}:
+    if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
         raise DreamCacheError(f"{path.name} lacks some of its adapter's weights or has others: download it again.")
     return contents
+
+
+@lru_cache
+def _expected_shapes(layers: tuple[TransformerLayer, ...]) -> Shapes:
+    return {f"{layer.name}.{name}": shape for layer in layers for name, shape in weight_shapes(layer.channels).items()}
 
 
 def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:

@@ -1,12 +1,12 @@
-"""What lies in a models folder, told by the files' headers alone: adapters, and the families of checkpoints."""
+"""What lies in a models folder, told by the files' headers alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from .adapter_file import AdapterDescription, describe_adapter
 from .errors import DreamCacheError
 from .files import read_shapes
 from .layers import family
@@ -16,26 +16,29 @@ _FIRST_WEIGHT = f"{_NETWORK}input_blocks.0.0.weight"
 _READS_PROMPT = re.compile(re.escape(_NETWORK) + r"input_blocks\..*\.attn2\.to_k\.weight")
 
 
-class AdapterCatalogue:
-    """Descriptions of adapter files, for any number of threads. A file is read again when it has changed."""
+Description = TypeVar("Description")
 
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, int], AdapterDescription]] = {}
 
-    def describe(self, path: Path) -> AdapterDescription:
-        """As `describe_adapter` does."""
+class Catalogue(Generic[Description]):
+    """What `describe` tells of files, for any number of threads. A file is read again when it has changed."""
+
+    def __init__(self, describe: Callable[[Path], Description]) -> None:
+        self._describe = describe
+        self._known: dict[Path, tuple[tuple[int, int], Description]] = {}
+
+    def describe(self, path: Path) -> Description:
         try:
             status = path.stat()
         except OSError:
             self._known.pop(path, None)
-            return describe_adapter(path)
+            return self._describe(path)
         state = (status.st_mtime_ns, status.st_size)
         known = self._known.get(path)
         if known is None or known[0] != state:
-            known = self._known[path] = state, describe_adapter(path)
+            known = self._known[path] = state, self._describe(path)
         return known[1]
 
-    def describe_all(self, files: Mapping[str, Path]) -> dict[str, AdapterDescription]:
+    def describe_all(self, files: Mapping[str, Path]) -> dict[str, Description]:
         """Files, by whatever names they have; all others are forgotten."""
         descriptions = {name: self.describe(path) for name, path in files.items()}
         known = self._known.copy()

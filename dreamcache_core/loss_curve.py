@@ -1,15 +1,54 @@
-"""A training's losses as a picture."""
+"""A training's losses: as a picture, and thinned out for one that is drawn elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN = 40
 _FONT_SIZE = 15
+_SEEN = 0.98
+"""The share of single losses that a picture shows at their height."""
 _SINGLE, _SMOOTH, _LINES = "#b8cbe6", "#1f5fbf", "#dddddd"
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Losses of some of a training's steps, at most as many as were asked for.
+
+    `total`: how many steps there are. `steps`: the numbers of these, from 1 on. `losses`: theirs. `means`: those of
+    their neighbourhoods. `low`, `high`: where nearly all of them lie. What isn't finite is None.
+    """
+
+    total: int
+    steps: tuple[int, ...]
+    losses: tuple[float | None, ...]
+    means: tuple[float | None, ...]
+    low: float | None
+    high: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+def read_loss_curve(losses: Sequence[float], first: int = 1, last: int | None = None, points: int = 512) -> LossCurve:
+    """The losses of the steps from `first` to `last`, which is the last one if it isn't given, both with."""
+    total = len(losses)
+    first, last = max(first, 1), total if last is None else min(last, total)
+    numbers = np.linspace(first, last, min(points, max(last - first + 1, 0))).round().astype(int)
+    chosen, means = np.asarray(losses, dtype=np.float64)[numbers - 1], _smooth(losses)[numbers - 1]
+    # A few losses that are far off don't flatten the rest.
+    finite = chosen[np.isfinite(chosen)]
+    low, high = (float(np.quantile(finite, share)) for share in (1 - _SEEN, _SEEN)) if len(finite) else (None, None)
+    return LossCurve(total, tuple(map(int, numbers)), _finite(chosen), _finite(means), low, high)
+
+
+def _finite(values: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(value if np.isfinite(value) else None for value in values.tolist())
 
 
 def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
@@ -25,7 +64,7 @@ def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
     left, top, right, bottom = box
     smooth = _smooth(losses)
     # Single losses that are far off don't flatten the rest.
-    highest = float(max(np.quantile(losses, 0.98), smooth.max())) * 1.05 if losses else 1.0
+    highest = float(max(np.quantile(losses, _SEEN), smooth.max())) * 1.05 if losses else 1.0
 
     def place(number: int, loss: float) -> tuple[float, float]:
         x = left + (right - left) * (number + 1) / steps

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from .combined_references import CombinedReferences, References
 from .errors import DreamCacheError
-from .files import Header, read_header, read_tensors, write_file
+from .files import Header, read_header, read_shapes, read_tensors, write_file
 from .layers import STAGES, Stage, TransformerLayer
 from .reference_cache import ReferenceCache, Source
 
@@ -112,20 +112,73 @@ def save_references(
 def load_references(path: Path, device: torch.device | str = "cpu") -> ReferenceFile:
     """Read references, in float16 if they were stored in float8. Raises DreamCacheError if the file is another."""
     metadata, tensors = read_tensors(path)
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return _interpret(path, metadata, {name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class ReferenceDescription:
+    """What a file is, as far as one can tell without reading features.
+
+    `size`: in bytes. `base_model`: the family it was encoded with. `description`: as ReferenceFile has it.
+    `thumbnails`: how many there are. `problem`: why it can't be used.
+    """
+
+    size: int
+    base_model: str | None = None
+    description: str | None = None
+    thumbnails: int = 0
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+def describe_references(path: Path) -> ReferenceDescription:
+    """Describe a file that `load_references` would read, by its header alone."""
+    try:
+        size = path.stat().st_size
+        file = _read_header_alone(path)
+    except OSError:
+        return ReferenceDescription(0, problem=f"{path} is not there.")
+    except DreamCacheError as error:
+        return ReferenceDescription(size, problem=str(error))
+    return ReferenceDescription(size, file.references.base_model, file.description, len(_thumbnails(file)))
+
+
+def read_thumbnails(path: Path) -> tuple[bytes, ...]:
+    """The small JPEGs in a file, of which nothing but its header is read. Raises as `load_references` does."""
+    return _thumbnails(_read_header_alone(path))
+
+
+def _thumbnails(file: ReferenceFile) -> tuple[bytes, ...]:
+    sources = (cache.source for cache in file.references.caches)
+    return tuple(thumbnail for source in sources if source for thumbnail in source.thumbnails)
+
+
+def _read_header_alone(path: Path) -> ReferenceFile:
+    """What a file holds, with features that have a shape and no values."""
+    metadata, shapes = read_shapes(path)
+    shells = {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, shape in shapes.items()}
+    return _interpret(path, metadata, shells)
+
+
+def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> ReferenceFile:
+    """Raises DreamCacheError unless these are of references."""
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is None:
         raise DreamCacheError(
             f"{path.name} is not a DreamCache reference cache: choose one that DreamCache Save Reference Cache wrote."
         )
-    if metadata["version"] == "1":
-        precision = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        header = {**header, "precision": precision, "error": None, "paired": False, "caches": [header]}
-        tensors = {f"0.{layer}": tensor for layer, tensor in tensors.items()}
     try:
+        if metadata["version"] == "1":
+            precision = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+            header = {**header, "precision": precision, "error": None, "paired": False, "caches": [header]}
+            tensors = {f"0.{layer}": tensor for layer, tensor in tensors.items()}
         return ReferenceFile(_build(header, tensors), header["precision"], header["error"])
     except KeyError as error:
         raise DreamCacheError(f"{path.name} lacks {error}, which its header tells of: download it again.") from error
+    except (AttributeError, IndexError, StopIteration, TypeError, ValueError) as error:
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
 def _describe(cache: ReferenceCache) -> Header:

@@ -41,9 +41,18 @@ class TrainingFolder:
 
     def resume_losses(self, steps: int) -> list[float]:
         """Losses of the first `steps` steps, one each. Those of later ones, which no checkpoint knows, are dropped."""
-        lines = self._losses.read_text(encoding="utf-8").splitlines() if self._losses.is_file() else []
-        self._losses.write_text("".join(f"{line}\n" for line in lines[:steps]), encoding="utf-8")
-        return [float(line) for line in lines[:steps]]
+        lines = self._read_losses()[:steps]
+        self._losses.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return [float(line) for line in lines]
+
+    def losses(self) -> list[float]:
+        """The loss of each step so far."""
+        return [float(line) for line in self._read_losses()]
+
+    def _read_losses(self) -> list[str]:
+        text = self._losses.read_text(encoding="utf-8") if self._losses.is_file() else ""
+        # Not what is being written right now.
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def add_loss(self, loss: float) -> None:
         with self._losses.open("a", encoding="utf-8") as file:
@@ -51,13 +60,23 @@ class TrainingFolder:
 
     def sheets(self, steps: int) -> list[Image.Image]:
         """The newest contact sheets of the first `steps` steps, the last one last; none of another size than that."""
-        paths = [path for path in sorted(self._samples.glob("step_*.png")) if int(path.stem[5:]) <= steps]
+        paths = [self.sheet_path(step) for step in self.sheet_steps() if step <= steps]
         sheets = [Image.open(path).convert("RGB") for path in paths[-_NEWEST:]]
         return [sheet for sheet in sheets if sheet.size == sheets[-1].size]
 
     def add_sheet(self, sheet: Image.Image, step: int) -> Path:
         """Keep the contact sheet of what was drawn after a step. Returns its path."""
         self._samples.mkdir(exist_ok=True)
-        path = self._samples / f"step_{step:09d}.png"
-        sheet.save(path)
+        path = self.sheet_path(step)
+        partial = path.with_suffix(".partial")
+        sheet.save(partial, "PNG")
+        partial.replace(path)
         return path
+
+    def sheet_steps(self) -> list[int]:
+        """The steps after which there is a contact sheet, in their order."""
+        return sorted(int(path.stem[5:]) for path in self._samples.glob("step_*.png"))
+
+    def sheet_path(self, step: int) -> Path:
+        """Where the contact sheet of what was drawn after a step is kept."""
+        return self._samples / f"step_{step:09d}.png"

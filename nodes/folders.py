@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import folder_paths
 
@@ -63,6 +65,27 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             f"{prefix} could not be written to {folder}: {error.strerror}; make room or choose another name."
         ) from error
     return path
+
+
+def take_in(folder: str, name: str, content: bytes, check: Callable[[Path], object]) -> str:
+    """Put a .safetensors that someone sends into a models folder, under the next number of `name` that is free; one
+    that is there already is left there.
+
+    Returns the name under which ComfyUI lists it. Raises DreamCacheError if `name` is no name for such a file, if there
+    is no writing to it, and what `check` raises of the file.
+    """
+    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name)
+    if prefix == name or not is_inside(parent, prefix):
+        raise DreamCacheError(outside(parent, name, "my_subject.safetensors"))
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary, Path(name).name)
+        path.write_bytes(content)
+        check(path)
+    for known in folder_paths.get_filename_list(folder):
+        path = Path(folder_paths.get_full_path_or_raise(folder, known))
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
+            return known
+    return save_numbered(parent, prefix, lambda path: path.write_bytes(content)).relative_to(parent).as_posix()
 
 
 def _take_number(folder: Path, prefix: str) -> Path:

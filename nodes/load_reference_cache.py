@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
 import folder_paths
-import torch
-from comfy_api.latest import io, ui
-from PIL import ImageOps
+from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import THUMBNAIL_SIZE, References, load_references, to_tensor
+from ..dreamcache_core import load_references
 from .folders import no_such_file
 from .types import CATEGORY, ReferenceCacheType
 
@@ -63,15 +60,7 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
         # Where Encode Reference puts its own, so that the two can be combined.
         device = comfy.model_management.intermediate_device()
         file = load_references(_path(reference_name), device)
-        return io.NodeOutput(file.references, file.description, ui=preview(cls, file.references))
-
-
-def preview(node: type[io.ComfyNode], references: References) -> dict[str, Any]:
-    """The thumbnails of references, as a node shows pictures on itself."""
-    pictures = [picture for cache in references.caches if cache.source for picture in cache.source.pictures]
-    square = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-    thumbnails = [to_tensor(ImageOps.pad(picture, square, color="white")) for picture in pictures]
-    return ui.PreviewImage(torch.stack(thumbnails), cls=node).as_dict() if thumbnails else {}
+        return io.NodeOutput(file.references, file.description)
 
 
 def _path(reference_name: str) -> Path:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
+from PIL import ImageOps
 from typing_extensions import override
 
 from ..dreamcache_core import (
     DEFAULT_STAGES,
     STAGES,
+    THUMBNAIL_SIZE,
     DreamCacheError,
     Precision,
     References,
     save_references,
+    to_tensor,
 )
 from .folders import is_inside, models_folder, outside, save_numbered
-from .load_reference_cache import REFERENCES_FOLDER, preview
+from .load_reference_cache import REFERENCES_FOLDER
 from .on_node import show_text
 from .types import CATEGORY, ReferenceCacheType
 
@@ -93,4 +97,12 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
             f"{file.error_description}."
         )
         show_text(cls, text)
-        return io.NodeOutput(ui={"text": [text], **preview(cls, reference_cache)})
+        return io.NodeOutput(ui={"text": [text], **_preview(cls, reference_cache)})
+
+
+def _preview(node: type[io.ComfyNode], references: References) -> dict[str, Any]:
+    """The thumbnails of references, as a node shows pictures on itself."""
+    pictures = [picture for cache in references.caches if cache.source for picture in cache.source.pictures]
+    square = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    thumbnails = [to_tensor(ImageOps.pad(picture, square, color="white")) for picture in pictures]
+    return ui.PreviewImage(torch.stack(thumbnails), cls=node).as_dict() if thumbnails else {}

@@ -71,8 +71,13 @@ class DreamCacheStrengths(io.ComfyNode):
         if curve is not None:
             factors = tuple(float(curve.interp(x)) for x in np.linspace(0, 1, _CURVE_POINTS))
         else:
-            factors = read_curve(values) if over_sampling == LIST else CURVES[over_sampling]
+            factors = curve_of(over_sampling, values)
         return io.NodeOutput(Strengths(bottleneck, coarse, medium, fine, curve=factors))
+
+
+def curve_of(over_sampling: str, values: str) -> tuple[float, ...]:
+    """What these two inputs say, as Strengths has it. Raises DreamCacheError if `values` is no list of strengths."""
+    return read_curve(values) if over_sampling == LIST else CURVES[over_sampling]
 
 
 def _factor(name: str, tooltip: str) -> io.Float.Input:

@@ -183,7 +183,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
     @override
     def validate_inputs(cls, name: str | None, resolution: int | None) -> bool | str:
         # None: the value comes from another node.
-        if name is not None and not is_inside(_trainings(), name):
+        if name is not None and not is_inside(trainings(), name):
             return _no_name(name)
         return True if resolution is None or not resolution % _PIXELS else _no_resolution(resolution)
 
@@ -210,13 +210,13 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         checkpoint_every: int,
         adapter: ModelPatcher | None = None,
     ) -> io.NodeOutput:
-        if not is_inside(_trainings(), name):
+        if not is_inside(trainings(), name):
             raise DreamCacheError(_no_name(name))
         if resolution % _PIXELS:
             raise DreamCacheError(_no_resolution(resolution))
         triplets = open_triplets(output_folder() / Path(folder).expanduser())
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
-        kept = TrainingFolder(_trainings() / name)
+        kept = TrainingFolder(trainings() / name)
         # ComfyUI runs nodes in inference mode, in which there are no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             new = _first_weights(model, adapter, seed)
@@ -236,7 +236,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             samples = SampleSheet(model, clip, vae, *to_draw, SampleSettings(resolution=resolution))
             done = resume(trainer, kept.path)
             losses = kept.resume_losses(done)
-            display = TrainingDisplay(cls, settings, kept.sheets(done))
+            display = TrainingDisplay(cls, settings)
             batches = make_batches(triplets, settings, resolution, first_step=done, parts=parts)
             try:
                 base.load()
@@ -244,10 +244,10 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     losses.append(progress.loss)
                     kept.add_loss(progress.loss)
                     if sample_every and (progress.step % sample_every == 0 or progress.step == steps):
-                        display.sheet = samples.draw(trainer.averaged_adapter(), f"step {progress.step:,}")
-                        kept.add_sheet(display.sheet, progress.step)
+                        sheet = samples.draw(trainer.averaged_adapter(), f"step {progress.step:,}")
+                        kept.add_sheet(sheet, progress.step)
                         base.load()
-                    display.show(progress, losses)
+                    display.show(progress)
             except comfy.model_management.InterruptProcessingException:
                 if trainer.step > done:
                     save_checkpoint(kept.path, trainer.state())
@@ -269,12 +269,12 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         )
 
 
-def _trainings() -> Path:
+def trainings() -> Path:
     return output_folder() / TRAININGS
 
 
 def _no_name(name: str) -> str:
-    return f'"{name}" is no name for a folder inside {_trainings()}: write one such as my_adapter.'
+    return f'"{name}" is no name for a folder inside {trainings()}: write one such as my_adapter.'
 
 
 def _no_resolution(resolution: int) -> str:

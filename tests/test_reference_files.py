@@ -81,14 +81,13 @@ def test_a_loaded_reference_and_an_encoded_one_are_combined(server: ComfyUIServe
     assert difference(drawn(loaded=True), drawn(loaded=False)) < 1e-3
 
 
-def test_both_nodes_show_the_reference_and_the_loader_tells_of_it(server: ComfyUIServer) -> None:
+def test_a_saved_reference_is_shown_and_the_loader_tells_of_it(server: ComfyUIServer) -> None:
     saved = save(Scene(server), "shown")
     graph = Graph(server)
     graph.add("PreviewAny", source=output(load(graph, "shown"), 1))
     loaded = server.run(graph.prompt)
-    for result in (saved, loaded):
-        (picture,) = (image for shown in result.outputs.values() for image in shown.get("images", []))
-        assert server.download(picture, server.base / "shown.png").stat().st_size > 1000
+    (picture,) = (image for shown in saved.outputs.values() for image in shown.get("images", []))
+    assert server.download(picture, server.base / "shown.png").stat().st_size > 1000
     first, layers, third = said(loaded).splitlines()
     assert first.startswith("1 reference for a U-Net of 32 channels and 48-wide prompts, float16, off by 0.0")
     assert layers.startswith("layers: middle_block.1, output_blocks.4.1")
