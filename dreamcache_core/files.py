@@ -57,7 +57,7 @@ def read_shapes(path: Path) -> tuple[dict[str, str], Shapes]:
 
     Raises DreamCacheError as `read_tensors` does.
     """
-    # Not by `safe_open`, which takes three times as long: folders may hold a thousand of them.
+    # Not by `safe_open`, which takes longer: folders may hold a thousand of them.
     with _reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER:

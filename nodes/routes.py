@@ -7,7 +7,8 @@
     GET /dreamcache/thumbnails/<number>/<name>  a small JPEG of a saved reference, the first of which is number 0
     POST /dreamcache/references/<name>          the body becomes a saved reference: {"name": what it is listed by}
     GET /dreamcache/checkpoints/<name>          {"base_model": its family, or null if its header doesn't tell}
-    GET /dreamcache/curve?over_sampling&values  {"curve": the factors that DreamCache Strengths makes of these inputs}
+    GET /dreamcache/curve?over_sampling&values  {"curve": the factors that DreamCache Strengths makes of these inputs,
+                                                 "problem": why there are none}; one of them is null
     GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a picture}
     GET /dreamcache/samples/<step>/<name>       the picture of that step of a training, a PNG
 
@@ -39,7 +40,7 @@ from ..dreamcache_core import (
 from .adapter_loader import FOLDER
 from .folders import is_inside, take_in
 from .load_reference_cache import REFERENCES_FOLDER
-from .strengths import curve_of
+from .strengths import CURVES, LIST, curve_of
 from .train_adapter import trainings
 
 PREFIX = "/dreamcache"
@@ -85,13 +86,14 @@ def add_routes(routes: web.RouteTableDef) -> None:
 
     @routes.get(f"{PREFIX}/curve")
     async def curve(request: web.Request) -> web.Response:
+        over_sampling = request.query.get("over_sampling", "")
+        if over_sampling not in (*CURVES, LIST):
+            raise _bad_request(f"There is no curve {over_sampling}.")
         try:
-            factors = curve_of(request.query.get("over_sampling", ""), request.query.get("values", ""))
+            factors = curve_of(over_sampling, request.query.get("values", ""))
         except DreamCacheError as error:
-            raise _bad_request(str(error)) from error
-        except KeyError as error:
-            raise _bad_request(f"There is no curve {error}.") from error
-        return web.json_response({"curve": factors})
+            return web.json_response({"curve": None, "problem": str(error)})
+        return web.json_response({"curve": factors, "problem": None})
 
     @routes.get(f"{PREFIX}/trainings/{{name:.+}}")
     async def training(request: web.Request) -> web.Response:
@@ -157,9 +159,9 @@ def _save_reference(name: str, content: bytes) -> str:
 
 
 def _training(name: str) -> TrainingFolder:
-    """The training of a name that has a folder, so that no other can be named."""
-    if not is_inside(trainings(), name) or not (trainings() / name).is_dir():
-        raise _not_found(f"There is no training {name}.")
+    """The training of a name, whether it has begun or not; no folder elsewhere can be named."""
+    if not is_inside(trainings(), name):
+        raise _not_found(f"{name} is no name of a training.")
     return TrainingFolder(trainings() / name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -168,6 +169,11 @@ class ComfyUIServer:
         """Bytes of memory that the server holds (VmRSS), or has at most held (VmHWM); on Linux."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(re.findall(rf"{figure}:\s+(\d+) kB", status)[0]) * 1024
+
+    def cpu_seconds(self) -> float:
+        """Time that cores have spent on the server, which others that are busy don't change; on Linux."""
+        user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def reset_peak_memory(self) -> None:
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")

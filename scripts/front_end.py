@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from comfyui_server import ComfyUIServer, Prompt
 from environment import ROOT, chromium
-from playwright.sync_api import ConsoleMessage, Error, Locator, Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 Workflow = dict[str, Any]
 """A graph as ComfyUI's "Export" saves it, with the nodes' places."""
@@ -140,6 +142,24 @@ class FrontEnd:
         self.page.mouse.move(*end, steps=8)
         self.page.mouse.up()
 
+    def drop(self, path: Path, place: Point, kind: str = "") -> None:
+        """Drop a file, of a MIME type, on a place of the window as if it came from a file manager."""
+        script = """([content, name, type, clientX, clientY]) => {
+            const dataTransfer = new DataTransfer()
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))
+            dataTransfer.items.add(new File([bytes], name, { type }))
+            for (const event of ['dragover', 'drop']) {
+                const options = { bubbles: true, cancelable: true, dataTransfer, clientX, clientY }
+                document.elementFromPoint(clientX, clientY).dispatchEvent(new DragEvent(event, options))
+            }
+        }"""
+        content = base64.b64encode(path.read_bytes()).decode()
+        self.page.evaluate(script, [content, path.name, kind, *place])
+
+    def select(self, class_type: str) -> None:
+        """Select the first node of a class, and no other."""
+        self.page.evaluate("type => app.canvas.selectItems([app.graph.findNodesByType(type)[0]])", class_type)
+
     def hide_menus(self) -> None:
         """Leave nothing but the graph in the window."""
         self.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
@@ -191,6 +211,9 @@ def open_front_end(server: ComfyUIServer, size: tuple[int, int] = (1600, 900)) -
         browser = playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
         page = browser.new_page(viewport={"width": size[0], "height": size[1]}, locale="en-US", reduced_motion="reduce")
         front_end = FrontEnd(page)
+        # A machine that does other things too takes its time.
+        page.set_default_timeout(90_000)
+        expect.set_options(timeout=30_000)
         # A newcomer, whom the front end greets with an empty canvas and its template browser. Others get a graph of
         # large models that aren't there, and it asks the internet for their sizes.
         page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": False})

@@ -1,12 +1,15 @@
 """The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
 
-`python3 scripts/screenshots.py` makes them all anew, as is due after a change of a workflow or of a node's inputs.
+`python3 scripts/screenshots.py` makes them all anew, as is due after a change of a workflow or of a node's inputs; with
+names of parts, only these.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import tempfile
 from pathlib import Path
 
 from environment import ROOT, enter
@@ -15,11 +18,19 @@ ENVIRONMENT = enter()
 
 import torch  # noqa: E402
 from comfyui_server import ComfyUIServer  # noqa: E402
-from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models  # noqa: E402
+from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from workflow_prompt import PHOTOGRAPH  # noqa: E402
 
-from dreamcache_core import Adapter, TransformerLayer, save_adapter  # noqa: E402
+from dreamcache_core import (  # noqa: E402
+    Adapter,
+    ReferenceCache,
+    Source,
+    TransformerLayer,
+    make_thumbnail,
+    save_adapter,
+    save_references,
+)
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -60,6 +71,7 @@ SHOWN = {
     "dreamcache_compare": "Every combination",
 }
 README_WIDTH = 1400
+CAPTURE_SIZE = (900, 680)
 THUMBNAIL_WIDTH = 512
 LEGIBLE = 920
 """How much of a graph a thumbnail can show."""
@@ -69,32 +81,100 @@ PAINTED = [(168, 14, 412, 212), (172, 100, 404, 288), (194, 226, 268, 310)]
 
 
 def main() -> None:
+    parts = {"workflows": take_workflows, "nodes": take_nodes, "capture": take_capture}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(parts), help="which to make, of: " + ", ".join(parts))
+    wanted = parser.parse_args().parts
     IMAGES.mkdir(exist_ok=True)
     with ComfyUIServer(ENVIRONMENT, {"dreamcache": ROOT}) as server:
         place_models(server)
         save_adapter(server.base / "models" / "dreamcache" / ADAPTER, Adapter(LAYERS, "SD1.x"), torch.float16)
-        for name, path in WORKFLOWS.items():
-            # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
-            photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
-            # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
-            with open_front_end(server) as front_end:
-                workflow = json.loads(path.read_text(encoding="utf-8"))
-                front_end.load(workflow)
-                front_end.hide_menus()
-                front_end.show_output("DreamCacheSaveTriplet", "example.png")
-                # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
-                thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
-                save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
-                if name == "dreamcache_basic":
-                    save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
-                for class_type, file in CLOSE_UPS.get(name, {}).items():
-                    take_close_up(front_end, class_type, IMAGES / file)
+        save_references(server.base / "models" / "dreamcache_references" / "my_cup_00001_.safetensors", reference())
+        for part in wanted:
+            parts[part](server)
+
+
+def take_workflows(server: ComfyUIServer) -> None:
+    for name, path in WORKFLOWS.items():
+        # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
+        photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
+        # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
         with open_front_end(server) as front_end:
-            front_end.load_blank()
+            workflow = json.loads(path.read_text(encoding="utf-8"))
+            front_end.load(workflow)
             front_end.hide_menus()
-            for number, (class_type, file) in enumerate(ALONE.items()):
-                front_end.add(class_type, (1000.0 * number, 0.0))
+            front_end.show_output("DreamCacheSaveTriplet", "example.png")
+            # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
+            thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
+            save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
+            if name == "dreamcache_basic":
+                save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
+            for class_type, file in CLOSE_UPS.get(name, {}).items():
                 take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_nodes(server: ComfyUIServer) -> None:
+    with open_front_end(server) as front_end:
+        front_end.hide_menus()
+        for class_type, file in ALONE.items():
+            front_end.load_blank()
+            front_end.add(class_type, (0.0, 0.0))
+            front_end.page.wait_for_load_state("networkidle")
+            take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_capture(server: ComfyUIServer) -> None:
+    """The animated capture of the README: a saved reference is dropped and wired, and its strengths are drawn."""
+    frames: list[Image.Image] = []
+    with open_front_end(server, CAPTURE_SIZE) as front_end, tempfile.TemporaryDirectory() as folder:
+        page = front_end.page
+
+        def film(times: int = 1) -> None:
+            frames.extend([Image.open(io.BytesIO(page.screenshot())).convert("RGB")] * times)
+
+        def drag(start: Point, end: Point) -> None:
+            page.mouse.move(*start)
+            page.mouse.down()
+            for step in range(1, 7):
+                page.mouse.move(*(a + (b - a) * step / 6 for a, b in zip(start, end, strict=True)))
+                film()
+            page.mouse.up()
+            film(3)
+
+        front_end.load_blank()
+        front_end.hide_menus()
+        page.evaluate("Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] })")
+        front_end.add("ApplyDreamCache", (540.0, 60.0))
+        front_end.select("ApplyDreamCache")
+        film(4)
+        dropped = Path(folder, "my_cup.safetensors")
+        save_references(dropped, reference())
+        front_end.drop(dropped, (40.0, 60.0))
+        page.locator(".dreamcache-note img").wait_for()
+        page.wait_for_load_state("networkidle")
+        film(8)
+        front_end.add("DreamCacheStrengths", (160.0, 330.0))
+        page.locator(".dreamcache-strengths circle").first.wait_for()
+        film(5)
+        strengths = front_end.slot("DreamCacheStrengths", "output", "strengths")
+        drag(strengths, front_end.slot("ApplyDreamCache", "input", "strengths"))
+        points = page.locator(".dreamcache-strengths circle")
+        for number, by in ((1, 20), (2, -20), (3, 15), (4, 22)):
+            box = points.nth(number).bounding_box()
+            if box:
+                start = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+                drag(start, (start[0], start[1] + by))
+        film(12)
+    path = IMAGES / "capture.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0, quality=60, method=4)
+    print(path.relative_to(ROOT), f"{path.stat().st_size / 1e6:.2f} MB")
+
+
+def reference() -> ReferenceCache:
+    """Of the photograph, as a file tells of it. It holds no features, which nobody looks at here."""
+    features = {layer.name: torch.zeros(1, layer.channels, 1, 1) + 1 for layer in LAYERS}
+    source = Source("5f3c2a917be4" + "0" * 52, patched=False, thumbnails=(make_thumbnail(Image.open(PHOTOGRAPH)),))
+    return ReferenceCache(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source)
 
 
 def photograph(painted: bool) -> Image.Image:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from front_end import FrontEnd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
@@ -30,12 +36,17 @@ def short_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def server():
-    """A real ComfyUI server with this pack, and the miniature models as another."""
+    """A real ComfyUI server with this pack, and the miniature models as another.
+
+    `FRONT_END_ROOT`: the folder of a front end (`static` of its package) other than the one that ComfyUI brings.
+    """
     from comfyui_server import ComfyUIServer
 
     packs = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "miniature"}
     made = environment.ensure()
-    with ComfyUIServer(made, packs=packs) as running:
+    front_end = os.environ.get("FRONT_END_ROOT")
+    arguments = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]
+    with ComfyUIServer(made, packs=packs, arguments=arguments) as running:
         running.upload_image(made.comfyui / "input" / "example.png")
         yield running
 
@@ -46,3 +57,13 @@ def studio():
     from studio import Studio
 
     return Studio()
+
+
+@pytest.fixture
+def front_end(opened: FrontEnd) -> Iterator[FrontEnd]:
+    """The front end that a module has `opened`, with an empty graph. A test fails if the page complains of anything."""
+    opened.load_blank()
+    yield opened
+    errors = list(opened.errors)
+    opened.errors.clear()
+    assert not errors

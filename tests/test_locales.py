@@ -46,7 +46,7 @@ def test_english_says_what_the_nodes_say(server: ComfyUIServer) -> None:
             assert text == {"name": name, "tooltip": inputs[name][1]["tooltip"]}, f"{node}.{name}"
 
 
-@pytest.mark.parametrize("file", ["main", "commands"])
+@pytest.mark.parametrize("file", ["main", "commands", "settings"])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_other_text_is_translated_with_its_values(language: str, file: str) -> None:
     english, translated = (_flat(_read(one, file)) for one in ("en", language))

@@ -53,4 +53,13 @@ def test_the_registry_is_told_what_the_pack_says_of_itself() -> None:
         for node in json.loads(path.read_text())["nodes"]:
             if "DreamCache" in node["type"]:
                 assert node["properties"]["cnr_id"] == project["project"]["name"]
-    assert "README.md" in shipped_files()
+    assert {"README.md", "node_list.json"} <= set(shipped_files())
+
+
+def test_the_list_for_comfyui_manager_has_every_node(server: ComfyUIServer) -> None:
+    nodes = {
+        name: definition["description"]
+        for name, definition in server.object_info().items()
+        if definition["python_module"] == "custom_nodes.dreamcache"
+    }
+    assert json.loads((ROOT / "node_list.json").read_text()) == nodes

@@ -1,11 +1,18 @@
 /** The pack in ComfyUI's front end. Each part of it is a module of `js/`. */
 
 import { app } from '../../scripts/app.js'
-import { ADAPTER_LOADERS, describeAdapters, showAdapter } from './js/adapter_loader.js'
+import { adapterLoader } from './js/adapter_loader.js'
 import { buildBasicGraph } from './js/basic_graph.js'
+import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
 import { checkFitAgain, watchFit } from './js/fit.js'
+import { referenceLoader } from './js/reference_loader.js'
+import { EDITORS, SETTINGS, setting } from './js/settings.js'
 import { paintSlots } from './js/slot_colours.js'
+import { addStrengthsEditor, STRENGTHS } from './js/strengths_editor.js'
+import { showTraining, TRAIN, watchTraining } from './js/training.js'
 import { loadWords } from './js/words.js'
+
+const describeFiles = () => Promise.all([adapterLoader.describe(), referenceLoader.describe()])
 
 app.registerExtension({
     name: 'DreamCache',
@@ -17,20 +24,29 @@ app.registerExtension({
             function: buildBasicGraph,
         },
     ],
+    settings: SETTINGS,
     async init() {
         await loadWords()
     },
     async setup() {
         paintSlots()
         watchFit()
-        await describeAdapters()
+        watchDrops()
+        watchTraining()
+        await describeFiles()
     },
     // R was pressed.
     async refreshComboInNodes() {
         checkFitAgain()
-        await describeAdapters()
+        await describeFiles()
     },
+    beforeConfigureGraph: forgetDrop,
     nodeCreated(node) {
-        if (ADAPTER_LOADERS.includes(String(node.comfyClass))) showAdapter(node)
+        const type = String(node.comfyClass)
+        if (adapterLoader.types.includes(type)) adapterLoader.show(node)
+        else if (referenceLoader.types.includes(type)) referenceLoader.show(node)
+        else if (type === TRAIN) showTraining(node)
+        else if (type === STRENGTHS && setting(EDITORS)) addStrengthsEditor(node)
+        else connectDropped(node)
     },
 })

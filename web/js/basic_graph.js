@@ -2,6 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
+import { change } from './nodes.js'
 import { reason } from './server.js'
 import { say } from './words.js'
 
@@ -19,12 +20,7 @@ export async function buildBasicGraph() {
         app.extensionManager.toast.add({ severity: 'error', summary: say('not_built'), detail: reason(error) })
         return
     }
-    app.canvas.emitBeforeChange()
-    try {
-        app.canvas.selectItems(add(workflow))
-    } finally {
-        app.canvas.emitAfterChange()
-    }
+    app.canvas.selectItems(change(() => add(workflow)))
     await app.extensionManager.command.execute('Comfy.Canvas.FitView')
 }
 

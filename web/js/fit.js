@@ -1,7 +1,7 @@
 /** Apply DreamCache and DreamCache warn, before anything runs, when the files say that model and adapter can't fit. */
 
 import { api } from '../../../scripts/api.js'
-import { isListed, nodesOfType } from './nodes.js'
+import { isListed, nodesOfType, widgetOf } from './nodes.js'
 import { addNote } from './note.js'
 import * as server from './server.js'
 import { say } from './words.js'
@@ -42,7 +42,7 @@ async function checkAll() {
  */
 function show(node, text) {
     if (text) {
-        if (!warnings.has(node)) warnings.set(node, addNote(node, 'dreamcache_warning'))
+        if (!warnings.has(node)) warnings.set(node, addNote(node, { name: 'dreamcache_warning' }))
         warnings.get(node)?.show(text, true)
     } else {
         warnings.get(node)?.remove()
@@ -92,7 +92,7 @@ function chosenFile(node, type, widgetName) {
     const seen = new Set()
     while (upstream && !seen.has(upstream)) {
         seen.add(upstream)
-        const widget = upstream.widgets?.find((one) => one.name === widgetName)
+        const widget = widgetOf(upstream, widgetName)
         const isGiven = upstream.inputs.some((input) => input.name === widgetName && input.link != null)
         if (widget) return upstream.mode === ACTIVE && !isGiven && isListed(widget) ? String(widget.value) : null
         /** @type {number} */

@@ -14,6 +14,13 @@ export function nodesOfType(...types) {
 }
 
 /**
+ * @param {GraphNode} node
+ * @param {string} name
+ * @returns {GraphWidget | undefined}
+ */
+export const widgetOf = (node, name) => node.widgets?.find((one) => one.name === name)
+
+/**
  * Whether a list has the file that is chosen in it: workflows come from others, and files go.
  *
  * @param {GraphWidget} widget
@@ -22,3 +29,58 @@ export function isListed(widget) {
     const { values } = widget.options
     return Array.isArray(values) && values.includes(String(widget.value))
 }
+
+/**
+ * Call `update` when widgets of a node are set: by hand, and by opening a workflow.
+ *
+ * @param {GraphNode} node
+ * @param {GraphWidget[]} widgets
+ * @param {() => unknown} update
+ */
+export function whenSet(node, widgets, update) {
+    for (const widget of widgets) {
+        const { callback } = widget
+        widget.callback = function (...args) {
+            callback?.apply(this, args)
+            update()
+        }
+    }
+    const { onConfigure } = node
+    node.onConfigure = function (...args) {
+        onConfigure?.apply(this, args)
+        update()
+    }
+}
+
+/**
+ * Set a widget as its own controls do.
+ *
+ * @param {GraphWidget} widget
+ * @param {string | number} value
+ */
+export function set(widget, value) {
+    widget.value = value
+    widget.callback?.(value, app.canvas)
+}
+
+/**
+ * Change the graph in one step of undoing.
+ *
+ * @template T
+ * @param {() => T} change
+ * @returns {T}
+ */
+export function change(change) {
+    beginChange()
+    try {
+        return change()
+    } finally {
+        endChange()
+    }
+}
+
+/** What is changed from here on is one step of undoing. */
+export const beginChange = () => app.canvas.emitBeforeChange()
+
+/** Until here. */
+export const endChange = () => app.canvas.emitAfterChange()

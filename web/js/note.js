@@ -1,14 +1,10 @@
-/** Text on a node, by either renderer. It is no part of the workflow. */
+/** Text on a node, and pictures beside it. */
 
-const STYLE = document.createElement('style')
-STYLE.textContent = `
-    .dreamcache-note {
-        box-sizing: border-box; overflow: auto; padding: 2px 6px; border-radius: 4px; white-space: pre-line;
-        font: 11px/15px sans-serif; color: var(--input-text); background: var(--comfy-input-bg);
-    }
-    .dreamcache-note:focus-visible { outline: 1px solid currentColor; }
-    .dreamcache-note-problem { color: var(--error-text); }`
-document.head.append(STYLE)
+import { addElement, addStyle, make } from './element.js'
+
+addStyle(`
+    .dreamcache-note { overflow: auto; padding: 2px 6px; white-space: pre-line; }
+    .dreamcache-note img { height: 80px; margin: 2px 4px 2px 0; border-radius: 2px; }`)
 
 const HEIGHT = 38
 
@@ -16,28 +12,26 @@ const HEIGHT = 38
  * Add a note to a node.
  *
  * @param {GraphNode} node
- * @param {string} [name] Of its own among the node's: the Vue renderer shows but one of each.
+ * @param {{ name?: string, height?: number }} [options] `name`: of its own among the node's, for the Vue renderer shows
+ *     but one of each.
  */
-export function addNote(node, name = 'dreamcache_note') {
+export function addNote(node, { name = 'dreamcache_note', height = HEIGHT } = {}) {
     const [, before] = node.size
-    const element = document.createElement('div')
-    element.className = 'dreamcache-note'
+    const element = make('div', 'dreamcache-note')
     element.role = 'status'
     element.tabIndex = 0 // A long text is scrolled with the arrow keys.
-    const height = () => HEIGHT
-    const options = { serialize: false, hideOnZoom: false, margin: 4, getMinHeight: height, getMaxHeight: height }
-    const { addDOMWidget } = /** @type {WithDOMWidgets} */ (/** @type {unknown} */ (node))
-    const widget = addDOMWidget.call(node, name, 'dreamcache_note', element, options)
-    widget.serialize = false
+    const widget = addElement(node, name, element, height)
     return {
         /**
          * @param {string} text
          * @param {boolean} [isProblem]
+         * @param {string[]} [pictures] Their addresses.
          */
-        show(text, isProblem = false) {
-            element.textContent = text
+        show(text, isProblem = false, pictures = []) {
+            const images = pictures.map((address) => Object.assign(make('img'), { src: address, alt: '' }))
+            element.replaceChildren(...images, ...(images.length ? [make('br')] : []), text)
             element.title = text
-            element.classList.toggle('dreamcache-note-problem', isProblem)
+            element.classList.toggle('dreamcache-problem', isProblem)
             node.setDirtyCanvas(true, true)
         },
         remove() {

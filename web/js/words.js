@@ -24,5 +24,8 @@ export function say(key, values = {}) {
 /** @param {number} number */
 export const inDigits = (number) => number.toLocaleString(language())
 
+/** @param {number} bytes */
+export const inMegabytes = (bytes) => say('megabytes', { size: inDigits(Math.round(bytes / 1e5) / 10) })
+
 /** @returns {string} */
 const language = () => app.extensionManager.setting.get('Comfy.Locale') ?? 'en'
