@@ -154,6 +154,14 @@ class ComfyUIServer:
         self._post("/queue", b'{"clear": true}', "application/json")
         self._post("/interrupt", b"", "application/json")
 
+    def wait_until_idle(self, timeout: float = 120) -> None:
+        """Until nothing runs and nothing waits. Raises TimeoutError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while any(self.get("/queue").values()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The server is still busy after {timeout:.0f} seconds.")
+            time.sleep(0.2)
+
     def download(self, image: Mapping[str, str], path: Path) -> Path:
         """Save one of a result's pictures."""
         with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as response:

@@ -65,6 +65,21 @@ class FrontEnd:
     def load_blank(self) -> None:
         self.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
 
+    def reload(self) -> None:
+        """Load the page anew, once the front end has kept the graph as it is, and wait until the graph is back.
+
+        It keeps a graph half a second after the last change that it noticed.
+        """
+        script = """() => {
+            const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+            tracker.checkState()
+            const state = JSON.stringify(JSON.stringify(tracker.activeState)).slice(1, -1)
+            return Object.values(localStorage).some((kept) => kept.includes(state))
+        }"""
+        self.page.wait_for_function(script)
+        self.page.reload()
+        self.page.wait_for_function("window.app?.graph?.nodes.length")
+
     def prompt(self) -> Prompt:
         """What Run would send to the server."""
         nodes = self.page.evaluate("async () => (await app.graphToPrompt()).output").items()
@@ -155,6 +170,15 @@ class FrontEnd:
         }"""
         content = base64.b64encode(path.read_bytes()).decode()
         self.page.evaluate(script, [content, path.name, kind, *place])
+
+    def press_until(self, keys: str, condition: str) -> None:
+        """Press keys that undo or redo: again, if the front end noticed in two parts what was one change."""
+        for _ in range(3):
+            self.page.keyboard.press(keys)
+            with suppress(Error):
+                self.page.wait_for_function(condition, timeout=5_000)
+                return
+        self.page.wait_for_function(condition)
 
     def select(self, class_type: str) -> None:
         """Select the first node of a class, and no other."""

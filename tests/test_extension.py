@@ -81,10 +81,8 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     page.wait_for_function(is_built)
     # Undo goes back to what the front end has noticed, which it does in its own time.
     page.wait_for_function("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
-    page.keyboard.press("Control+z")
-    page.wait_for_function("!app.graph.nodes.length")
-    page.keyboard.press("Control+y")
-    page.wait_for_function(is_built)
+    front_end.press_until("Control+z", "!app.graph.nodes.length")
+    front_end.press_until("Control+y", is_built)
     values = "type => app.graph.findNodesByType(type)[0].serialize().widgets_values"
     before = page.evaluate(values, APPLY)
     warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")
@@ -221,6 +219,7 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     def drawn() -> dict[str, Any]:
         return front_end.prompt()["1"]["inputs"]
 
+    points.nth(1).hover()  # Which waits until it has come to its place.
     point = points.nth(1).bounding_box()
     assert point
     start = (point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
@@ -234,10 +233,8 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     assert drawn() == {**before, "fine": 1.25, "over_sampling": "list", "values": "0, 1.95, 1, 1, 1"}
 
     page.wait_for_function("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
-    page.keyboard.press("Control+z")
-    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1")
-    page.keyboard.press("Control+y")
-    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1.25")
+    front_end.press_until("Control+z", "app.graph.nodes[0]?.widgets[3].value === 1")
+    front_end.press_until("Control+y", "app.graph.nodes[0]?.widgets[3].value === 1.25")
     after = drawn()
     assert after["values"] == "0, 1.95, 1, 1, 1"
 
@@ -308,9 +305,7 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     expect(log).to_have_attribute("aria-pressed", "true")
     assert curve.locator(".single").get_attribute("d") != linear
 
-    page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
-    page.reload()
-    page.wait_for_function("window.app?.graph?.nodes.length")
+    front_end.reload()
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
     expect(log).to_have_attribute("aria-pressed", "true")
     log.click()
