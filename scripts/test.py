@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from environment import ROOT, chromium, ensure
+
+# Files of tests run side by side, for much of a test is waiting: for a server, or for a page.
+WORKERS = 2
 
 
 def main() -> int:
@@ -23,7 +27,12 @@ def main() -> int:
     failed = [command for command in checks if subprocess.run(command, cwd=ROOT).returncode]
     if failed or check_types(python):
         return 1
-    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT).returncode
+    if sys.argv[1:]:
+        return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT).returncode
+    # To each its own cores: two that share them wait for each other at every operation.
+    shared = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
+    command = [python, "-m", "pytest", "--numprocesses", str(WORKERS), "--dist", "loadfile", "--durations", "15"]
+    return subprocess.run(command, cwd=ROOT, env=shared).returncode
 
 
 def check_types(python: str) -> int:
