@@ -34,7 +34,7 @@ _ARGUMENTS = [
 
 # What the front end looks for first, and goes on without: files that a new user has none of, and help in the user's
 # own language. The browser reports each as an error.
-_ABSENT_FILES = re.compile(r"/user\.css$|/api/userdata[?/]|/docs/\w+/en\.md$")
+_ABSENT_FILES = re.compile(r"/favicon\.ico$|/user\.css$|/api/userdata[?/]|/docs/\w+/en\.md$")
 # ComfyUI's own, at every start.
 _KNOWN_ERRORS = ("ComfyApp graph accessed before initialization",)
 

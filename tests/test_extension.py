@@ -196,8 +196,8 @@ def test_what_is_dropped_becomes_the_node_that_loads_it_wired_to_the_selected_on
         (f"{REFERENCE_LOADER}.reference_cache", f"{APPLY}.reference_cache"),
         ("LoadImage.IMAGE", f"{ENCODE}.image"),
     }
-    # Dropped again with nothing that waits for it, it is the same file, and is wired to nothing.
-    front_end.drop(tmp_path / "my cup.safetensors", (400, 800))
+    # Dropped again on a free place, with nothing that waits for it, it is the same file and is wired to nothing.
+    front_end.drop(tmp_path / "my cup.safetensors", (1300, 300))
     page.wait_for_function("type => app.graph.findNodesByType(type).length === 2", arg=REFERENCE_LOADER)
     names = page.evaluate(
         "type => app.graph.findNodesByType(type).map((node) => node.widgets[0].value)", REFERENCE_LOADER
@@ -252,7 +252,7 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     page.wait_for_function("app.graph.nodes[0]?.isSubgraphNode?.()")
     (inside,) = (node["inputs"] for node in front_end.prompt().values())
     assert inside == after
-    front_end.load(page.evaluate("app.graph.serialize()"))
+    front_end.load(page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))"))
     (inside,) = (node["inputs"] for node in front_end.prompt().values())
     assert inside == after
 
@@ -289,7 +289,7 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     Image.new("RGB", (64, 32), "red").save(training / "samples" / "step_000000500.png")
     front_end.add(TRAIN, (500, 50))
     page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
-    curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log")
+    curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
     expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
 

@@ -77,7 +77,6 @@ async function takeFiles(files, place, under) {
         }
         try {
             const { name } = await saveReference(file)
-            await app.refreshComboInNodes()
             if (under?.comfyClass === REFERENCE_LOADER) choose(under, name)
             else change(() => addLoader(name, [place[0], place[1] + number * 260], target))
         } catch (error) {
@@ -116,7 +115,11 @@ function addLoader(name, place, target) {
  */
 function choose(node, name) {
     const widget = widgetOf(node, 'reference_name')
-    if (widget) set(widget, name)
+    if (!widget) return
+    // The list is older than the file. To ask for all lists anew blocks the page of some front ends for good.
+    const { values } = widget.options
+    if (Array.isArray(values) && !values.includes(name)) values.push(name)
+    set(widget, name)
 }
 
 /**

@@ -39,6 +39,9 @@ export function addElement(node, name, element, height) {
     const { addDOMWidget } = /** @type {WithDOMWidgets} */ (/** @type {unknown} */ (node))
     const widget = addDOMWidget.call(node, name, name, element, options)
     widget.serialize = false
+    // The canvas makes room when it draws, but not always as much; to undo, that is a change of its own.
+    const [width, tall] = [node.size[0], node.computeSize()[1]]
+    if (!LiteGraph.vueNodesMode && node.size[1] < tall) node.setSize([width, tall])
     return widget
 }
 
