@@ -169,6 +169,8 @@ class FrontEnd:
             }
         }"""
         content = base64.b64encode(path.read_bytes()).decode()
+        # Older front ends cover the page while they take the file before.
+        self.page.wait_for_function("!document.querySelector('.p-blockui-mask')")
         self.page.evaluate(script, [content, path.name, kind, *place])
 
     def press_until(self, keys: str, condition: str) -> None:
