@@ -58,15 +58,18 @@ class Stopwatch:
 def measure_steps(bench: Bench, variants: Sequence[str], size: int, batch: int, rounds: int) -> list[StepCost]:
     """All of these variants but the plain model, and before them that."""
     pairs: dict[str, list[tuple[_Evaluated, _Evaluated]]] = {variant: [] for variant in variants if variant != PLAIN}
-    for _ in range(rounds):
+    for number in range(rounds):
         for variant, measured in pairs.items():
-            plain, other = (_evaluate(VARIANTS[name](bench), size, batch) for name in (PLAIN, variant))
+            # In turns, for whichever comes second may be slower by that alone.
+            order = (PLAIN, variant) if number % 2 else (variant, PLAIN)
+            costs = {name: _evaluate(VARIANTS[name](bench), size, batch) for name in order}
+            plain, other = costs[PLAIN], costs[variant]
             print(f"{variant}: {other.seconds:.3f} s, and {plain.seconds:.3f} s without", flush=True)
             measured.append((plain, other))
     everywhere = [plain for of_variant in pairs.values() for plain, _ in of_variant]
-    costs = [StepCost(PLAIN, size, batch, statistics.median(plain.seconds for plain in everywhere), 1.0, 0.0, 0)]
+    table = [StepCost(PLAIN, size, batch, statistics.median(plain.seconds for plain in everywhere), 1.0, 0.0, 0)]
     for variant, of_variant in pairs.items():
-        costs.append(
+        table.append(
             StepCost(
                 variant,
                 size,
@@ -77,7 +80,7 @@ def measure_steps(bench: Bench, variants: Sequence[str], size: int, batch: int, 
                 memory=round(statistics.median(other.peak - plain.peak for plain, other in of_variant)),
             )
         )
-    return costs
+    return table
 
 
 @dataclass(frozen=True)
