@@ -58,7 +58,7 @@ def markdown(results: Results) -> str:
             "",
             "## A step",
             "",
-            "*×* is to a step of the plain model measured just before, the median of such pairs. The *floor* is the "
+            "*×* is to a step of the plain model measured beside it, the median of such pairs. The *floor* is the "
             "same of the operations that both must do. *Once* is what a run takes beside its steps: keys and values of "
             "the reference. *Memory* is what the peak of a step holds more than the plain model's.",
             "",
