@@ -57,6 +57,7 @@ class Stopwatch:
 
 def measure_steps(bench: Bench, variants: Sequence[str], size: int, batch: int, rounds: int) -> list[StepCost]:
     """All of these variants but the plain model, and before them that."""
+    _evaluate(VARIANTS[PLAIN](bench), size, batch)  # The first of a process is slower by a third.
     pairs: dict[str, list[tuple[_Evaluated, _Evaluated]]] = {variant: [] for variant in variants if variant != PLAIN}
     for number in range(rounds):
         for variant, measured in pairs.items():
