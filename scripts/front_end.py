@@ -68,7 +68,7 @@ class FrontEnd:
     def reload(self) -> None:
         """Load the page anew, once the front end has kept the graph as it is, and wait until the graph is back.
 
-        It keeps a graph half a second after the last change that it noticed.
+        It keeps a graph that is in no file, half a second after the last change that it noticed.
         """
         script = """() => {
             const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
@@ -172,15 +172,6 @@ class FrontEnd:
         # Older front ends cover the page while they take the file before.
         self.page.wait_for_function("!document.querySelector('.p-blockui-mask')")
         self.page.evaluate(script, [content, path.name, kind, *place])
-
-    def press_until(self, keys: str, condition: str) -> None:
-        """Press keys that undo or redo: again, if the front end noticed in two parts what was one change."""
-        for _ in range(3):
-            self.page.keyboard.press(keys)
-            with suppress(Error):
-                self.page.wait_for_function(condition, timeout=5_000)
-                return
-        self.page.wait_for_function(condition)
 
     def select(self, class_type: str) -> None:
         """Select the first node of a class, and no other."""

@@ -81,8 +81,10 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     page.wait_for_function(is_built)
     # Undo goes back to what the front end has noticed, which it does in its own time.
     page.wait_for_function("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
-    front_end.press_until("Control+z", "!app.graph.nodes.length")
-    front_end.press_until("Control+y", is_built)
+    page.keyboard.press("Control+z")
+    page.wait_for_function("!app.graph.nodes.length")
+    page.keyboard.press("Control+y")
+    page.wait_for_function(is_built)
     values = "type => app.graph.findNodesByType(type)[0].serialize().widgets_values"
     before = page.evaluate(values, APPLY)
     warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")
@@ -233,8 +235,10 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     assert drawn() == {**before, "fine": 1.25, "over_sampling": "list", "values": "0, 1.95, 1, 1, 1"}
 
     page.wait_for_function("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
-    front_end.press_until("Control+z", "app.graph.nodes[0]?.widgets[3].value === 1")
-    front_end.press_until("Control+y", "app.graph.nodes[0]?.widgets[3].value === 1.25")
+    page.keyboard.press("Control+z")
+    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1")
+    page.keyboard.press("Control+y")
+    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1.25")
     after = drawn()
     assert after["values"] == "0, 1.95, 1, 1, 1"
 
@@ -252,6 +256,7 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     page.wait_for_function("app.graph.nodes[0]?.isSubgraphNode?.()")
     (inside,) = (node["inputs"] for node in front_end.prompt().values())
     assert inside == after
+    # As a file has it, without what is undefined.
     front_end.load(page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))"))
     (inside,) = (node["inputs"] for node in front_end.prompt().values())
     assert inside == after

@@ -40,8 +40,8 @@ export function addElement(node, name, element, height) {
     const widget = addDOMWidget.call(node, name, name, element, options)
     widget.serialize = false
     // The canvas makes room when it draws, but not always as much; to undo, that is a change of its own.
-    const [width, tall] = [node.size[0], node.computeSize()[1]]
-    if (!LiteGraph.vueNodesMode && node.size[1] < tall) node.setSize([width, tall])
+    const tall = node.computeSize()[1]
+    if (!LiteGraph.vueNodesMode && node.size[1] < tall) node.setSize([node.size[0], tall])
     return widget
 }
 
