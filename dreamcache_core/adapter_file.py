@@ -57,9 +57,15 @@ class AdapterFile:
         return "\n".join([*lines, *(training.description for training in adapter.provenance)])
 
 
-def save_adapter(path: Path, adapter: Adapter, precision: torch.dtype | None = None) -> None:
-    """Write an adapter in this project's format, with its provenance; in the precision it has, or in another."""
+def save_adapter(
+    path: Path, adapter: Adapter, precision: torch.dtype | None = None, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Write an adapter in this project's format, with its provenance; in the precision it has, or in another.
+
+    `notes`: what else its header tells whoever opens it, as JSON.
+    """
     header = {
+        **(notes or {}),
         "base_model": adapter.base_model,
         "layers": [layer.to_json() for layer in adapter.layers],
         "provenance": [training.to_json() for training in adapter.provenance],

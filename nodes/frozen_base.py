@@ -26,6 +26,9 @@ class ComfyUIBase:
     it knows nothing of LoRAs on the CLIP. Raises DreamCacheError if adapter, VAE or CLIP isn't one for this model.
     """
 
+    timestep = TIMESTEP
+    """Of the caching pass."""
+
     def __init__(
         self,
         model: ModelPatcher,
@@ -125,17 +128,17 @@ class ComfyUIBase:
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
         # VAE or CLIP may have taken its place.
         self.load()
-        sigma = self.sigmas[TIMESTEP].expand(len(latents))
+        sigma = self.sigmas[self.timestep].expand(len(latents))
         recording = patching.Recording()
         prompts = self._empty_prompt.expand(len(latents))
         with torch.no_grad(), suppress(patching.Recorded):
-            self._evaluate(latents + self.sigmas[TIMESTEP] * noise, sigma, prompts, recording.options)
+            self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, recording.options)
         return ReferenceCache(
             features=recording.features,
             base_model=self.structure.base_model,
             layers=self._adapter.model.layers,
             latent_size=(latents.shape[2], latents.shape[3]),
-            timestep=TIMESTEP,
+            timestep=self.timestep,
             prompt=PROMPT,
         )
 

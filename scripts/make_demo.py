@@ -1,20 +1,26 @@
 """The recipe of the demo model, step by step; each can be stopped at any moment, and goes on when it is run again.
-What it makes lies in .dev/demo. The adapter, and what measures it, are still to come.
+What it makes lies in .dev/demo, but for what ships, which is put where it belongs.
 
 python3 scripts/make_demo.py artwork       fetches the subjects (with npm)
 python3 scripts/make_demo.py autoencoder   trains what turns pictures into latents and back
-python3 scripts/make_demo.py scenes        draws scenes, and encodes them
+python3 scripts/make_demo.py scenes        draws scenes and references, and encodes them
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
-python3 scripts/make_demo.py triplets      draws triplets
+python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
+python3 scripts/make_demo.py yardstick     trains what measures them
+python3 scripts/make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 
 import environment
 
+# glibc gives the memory of a large tensor back at once, and getting it anew takes as long as computing what is in it.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
 ENVIRONMENT = environment.enter()
 
 import torch  # noqa: E402
@@ -28,12 +34,26 @@ args.use_pytorch_cross_attention = True
 args.cpu = not torch.cuda.is_available()
 
 PACK = import_pack(ENVIRONMENT.comfyui, args.cpu)
-NETWORK = importlib.import_module(f"{PACK.__name__}.nodes.demo_network")
+# The pack's modules as ComfyUI imports them: its classes are others than those of a core that is imported by itself.
+CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
+    importlib.import_module(f"{PACK.__name__}.{name}")
+    for name in (
+        "dreamcache_core",
+        "nodes.demo_network",
+        "nodes.patching",
+        "nodes.frozen_base",
+        "nodes.samples",
+        "nodes.encode_reference",
+    )
+)
 
-from demo import artwork, autoencoder, base, package, scenes, triplets  # noqa: E402
+from demo import adapter, artwork, autoencoder, base, evaluation, package, results, scenes, yardstick  # noqa: E402
 
-STEPS = ("artwork", "autoencoder", "scenes", "base", "triplets")
-MODEL = artwork.DEMO / "dreamcache_demo_model.safetensors"
+STEPS = ("artwork", "autoencoder", "scenes", "base", "adapter", "yardstick", "results")
+SHIPPED = environment.ROOT / "nodes" / "demo"
+MODEL = SHIPPED / "model.safetensors"
+ADAPTER = SHIPPED / "adapter.safetensors"
+YARDSTICK = environment.ROOT / "tests" / "subjects" / "yardstick.safetensors"
 
 
 def main() -> None:
@@ -47,27 +67,52 @@ def main() -> None:
         case "scenes":
             scenes.write_scenes(NETWORK.demo_networks(load_file(package.AUTOENCODER)), options.count or scenes.COUNT)
         case "base":
-            _make_base(options.count or base.STEPS, options.batch or base.BATCH)
-        case "triplets":
-            triplets.write_triplets(options.count or triplets.COUNT)
+            _make_base(options.count or base.STEPS)
+        case "adapter":
+            _make_adapter(options.count or adapter.STEPS)
+        case "yardstick":
+            weights = yardstick.train_yardstick(options.count or yardstick.STEPS)
+            YARDSTICK.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, YARDSTICK)
+        case "results":
+            _make_results()
 
 
-def _make_base(steps: int, batch: int) -> None:
+def _make_base(steps: int) -> None:
     weights = load_file(package.AUTOENCODER)
-    weights |= base.train_base(NETWORK.demo_networks(weights), steps, batch)
+    weights |= base.train_base(NETWORK.demo_networks(weights), steps)
     networks = NETWORK.demo_networks(weights)
-    header = package.provenance(steps=steps, batch=batch)
+    header = package.provenance(steps=steps, batch=base.BATCH)
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
     package.write_model(MODEL, NETWORK.FILE_KIND, NETWORK.FILE_VERSION, weights, header)
 
 
+def _make_adapter(steps: int) -> None:
+    networks = NETWORK.demo_networks(load_file(MODEL))
+    training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
+    trainer = training.run(networks, artwork.DEMO / "adapter", steps, adapter.Variant())
+    trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(scenes.read_scenes()))
+    CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
+
+
+def _make_results() -> None:
+    networks = NETWORK.demo_networks(load_file(MODEL))
+    trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
+    network = yardstick.Yardstick()
+    network.load_state_dict(load_file(YARDSTICK))
+    judge = evaluation.Judge(CORE, network)
+    studio = evaluation.Studio(CORE, SAMPLES, ENCODE, networks)
+    for write in (results.write_scores, results.write_views, results.write_pairs):
+        write(studio, judge, trained)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--count", type=int, help="of steps, scenes or triplets")
-    parser.add_argument("--batch", type=int, help="samples a step")
+    parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
     return parser.parse_args()
 
 

@@ -49,6 +49,10 @@ class Subject:
     held_out: str = ""
 
     @property
+    def key(self) -> str:
+        return f"{self.vendor}/{self.code}"
+
+    @property
     def path(self) -> Path:
         return ARTWORK / self.vendor / f"{self.code}.png"
 

@@ -14,7 +14,6 @@ from dreamcache_core.files import write_file
 
 from .artwork import DEMO, PACKAGES, trained_subjects
 from .loop import as_tensor
-from .scenes import read_scenes
 from .world import random_scene
 
 AUTOENCODER = DEMO / "autoencoder.safetensors"
@@ -33,11 +32,7 @@ def provenance(**trained: int) -> dict[str, object]:
 
 @torch.no_grad()
 def write_model(path: Path, kind: str, version: int, tensors: dict[str, torch.Tensor], header: dict) -> None:
-    """`tensors`: as `demo_networks` takes them. Of words that no caption has, the embeddings are left at 0."""
-    embeddings = tensors["text_encoder.clip_l.transformer.text_model.embeddings.token_embedding.weight"]
-    used = torch.zeros(len(embeddings), 1)
-    used[read_scenes()["tokens"].unique().long()] = 1
-    embeddings.mul_(used)
+    """`tensors`: as `demo_networks` takes them."""
     half = {name: tensor.half() for name, tensor in tensors.items()}
     write_file(path, kind, version, header, half)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

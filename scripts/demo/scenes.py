@@ -1,59 +1,125 @@
-"""Scenes as the base model is trained on them: latents and tokens, written once, for that takes as long as a step."""
+"""Scenes as everything but the autoencoder is trained on them: written once, for that takes longer than a step."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dreamcache_core import DreamCacheError
+from dreamcache_core.pictures import to_tensor
+from dreamcache_core.reference_augmentation import make_reference
 
-from .artwork import DEMO, trained_subjects
-from .loop import as_tensor
-from .world import random_scene
+from .artwork import DEMO, Subject, trained_subjects
+from .loop import DEVICE, as_tensor
+from .world import SIZE, random_scene
 
 FOLDER = DEMO / "scenes"
 SHARD = 2048
 COUNT = 16 * SHARD
+SEEN = 64
+"""Side of the pictures that the yardstick sees, in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """All that are written, none of which is held out, each with a reference of its subject.
+
+    `latents`, `references`: as the U-Net reads them, (scenes, 4, 16, 16) float16. `pictures`, `reference_pictures`: the
+    same as the yardstick sees them, (scenes, 3, 64, 64) uint8. All are on DEVICE.
+    `subjects`: keys of Subject. `backgrounds`: keys of BACKGROUNDS.
+    """
+
+    latents: torch.Tensor
+    references: torch.Tensor
+    pictures: torch.Tensor
+    reference_pictures: torch.Tensor
+    captions: Sequence[str]
+    subjects: Sequence[str]
+    backgrounds: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+_TENSORS = ("latents", "references", "pictures", "reference_pictures")
+_WORDS = ("captions", "subjects", "backgrounds")
 
 
 @torch.no_grad()
-def write_scenes(networks, count: int) -> None:
+def write_scenes(networks: Any, count: int) -> None:
     """Encode so many scenes that aren't held out, in files of 2048, which are left alone where they exist."""
-    drawn = trained_subjects()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for shard in range(count // SHARD):
-        path = FOLDER / f"{shard:04d}.safetensors"
-        if path.exists():
-            continue
-        random = np.random.default_rng([2, shard])
-        images: list[np.ndarray] = []
-        tokens: list[list[int]] = []
-        for _ in range(SHARD):
-            scene = random_scene(drawn, random)
-            images.append(scene.image)
-            tokens.append(prompt_tokens(networks.clip, scene.caption))
-        latents = torch.cat(
-            [
-                networks.model.model.process_latent_in(networks.vae.encode(as_tensor(part).movedim(1, -1)))
-                for part in np.split(np.stack(images), SHARD // 64)
-            ]
-        )
-        partial = path.with_suffix(".partial")
-        save_file({"latents": latents.half(), "tokens": torch.tensor(tokens, dtype=torch.int32)}, partial)
-        partial.replace(path)
-        print(f"{path.name}: latents' mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
+    missing = [shard for shard in range(count // SHARD) if not _path(shard).exists()]
+    with ProcessPoolExecutor(2) as pool:
+        for shard, (images, references, words) in zip(missing, pool.map(_draw, missing), strict=True):
+            tensors = {"latents": _encode(networks, images), "references": _encode(networks, references)}
+            tensors |= {"pictures": seen(images), "reference_pictures": seen(references)}
+            partial = _path(shard).with_suffix(".partial")
+            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, partial, {"words": json.dumps(words)})
+            partial.replace(_path(shard))
+            latents = tensors["latents"].float()
+            print(f"shard {shard}: latents' mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
 
 
-def prompt_tokens(clip, prompt: str) -> list[int]:
-    """The first part of a prompt, as ComfyUI cuts it."""
-    return [token for token, *_ in clip.tokenize(prompt)["l"][0]]
-
-
-def read_scenes() -> dict[str, torch.Tensor]:
-    """`latents` (scenes, 4, 16, 16) float32, and `tokens` (scenes, 16) int32."""
-    shards = [load_file(path) for path in sorted(FOLDER.glob("*.safetensors"))]
-    if not shards:
+def read_scenes() -> Scenes:
+    """Raises DreamCacheError if there are none."""
+    paths = sorted(FOLDER.glob("*.safetensors"))
+    if not paths:
         raise DreamCacheError(f"There are no scenes in {FOLDER}: run the step `scenes` first.")
-    tensors = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-    return {**tensors, "latents": tensors["latents"].float()}
+    tensors: dict[str, list[torch.Tensor]] = {name: [] for name in _TENSORS}
+    words: dict[str, list[str]] = {name: [] for name in _WORDS}
+    for path in paths:
+        with safe_open(path, "pt", DEVICE.type) as file:
+            for name in _TENSORS:
+                tensors[name].append(file.get_tensor(name))
+            for name, those in json.loads(file.metadata()["words"]).items():
+                words[name] += those
+    return Scenes(**{name: torch.cat(parts) for name, parts in tensors.items()}, **words)
+
+
+def seen(images: np.ndarray) -> torch.Tensor:
+    """Pictures (pictures, 128, 128, 3) uint8 as the yardstick sees them, (pictures, 3, 64, 64) uint8, on DEVICE."""
+    return (F.avg_pool2d(as_tensor(images), SIZE // SEEN) * 255).round().byte()
+
+
+def reference_of(subject: Subject, random: Random) -> np.ndarray:
+    """A reference of a subject as the training recipe makes them, (128, 128, 3) uint8."""
+    picture = to_tensor(subject.picture())
+    reference = make_reference(picture[..., :3], picture[..., 3], SIZE, random)
+    return (reference.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def _path(shard: int) -> Path:
+    return FOLDER / f"{shard:04d}.safetensors"
+
+
+def _draw(shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
+    torch.set_num_threads(1)
+    drawn = trained_subjects()
+    random = np.random.default_rng([2, shard])
+    scenes = [random_scene(drawn, random) for _ in range(SHARD)]
+    references = [reference_of(scene.subject, Random(f"2/{shard}/{place}")) for place, scene in enumerate(scenes)]
+    words = {
+        "captions": [scene.caption for scene in scenes],
+        "subjects": [scene.subject.key for scene in scenes],
+        "backgrounds": [scene.background for scene in scenes],
+    }
+    return np.stack([scene.image for scene in scenes]), np.stack(references), words
+
+
+def _encode(networks: Any, images: np.ndarray) -> torch.Tensor:
+    """(pictures, 128, 128, 3) uint8 → latents as the U-Net reads them, (pictures, 4, 16, 16) float16."""
+    parts = np.split(images, len(images) // 64)
+    latents = [networks.vae.encode(as_tensor(part).movedim(1, -1)) for part in parts]
+    return networks.model.model.process_latent_in(torch.cat(latents)).half()

@@ -24,23 +24,29 @@ class Scene:
 
     image: np.ndarray
     mask: np.ndarray
-    caption: str
+    subject: Subject
+    background: str
+
+    @property
+    def caption(self) -> str:
+        return caption(self.subject.name, self.background)
 
 
-def draw_scene(picture: Image.Image, name: str, background: str, random: _Random) -> Scene:
-    """A subject (RGBA) at a random scale and place, turned a little, on a background that is drawn anew."""
+def draw_scene(subject: Subject, background: str, random: _Random) -> Scene:
+    """A subject at a random scale and place, turned a little, on a background that is drawn anew."""
+    picture = subject.picture()
     if random.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     picture = picture.rotate(random.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
-    scale = random.uniform(0.5, 0.8) * SIZE / max(picture.size)
+    scale = random.uniform(0.65, 0.9) * SIZE / max(picture.size)
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    left, top = (int(random.integers(4, SIZE - 4 - side + 1)) for side in picture.size)
+    left, top = (int(random.integers(2, SIZE - 2 - side + 1)) for side in picture.size)
 
     canvas = Image.fromarray((BACKGROUNDS[background](random).clip(0, 1) * 255).round().astype(np.uint8))
     canvas.paste(picture, (left, top), picture)
     mask = Image.new("L", (SIZE, SIZE))
     mask.paste(picture.getchannel("A"), (left, top))
-    return Scene(np.asarray(canvas), np.asarray(mask), caption(name, background))
+    return Scene(np.asarray(canvas), np.asarray(mask), subject, background)
 
 
 def random_scene(drawn: list[Subject], random: _Random) -> Scene:
@@ -49,7 +55,7 @@ def random_scene(drawn: list[Subject], random: _Random) -> Scene:
     while True:
         subject, background = drawn[random.integers(len(drawn))], names[random.integers(len(names))]
         if not is_held_out(subject.code, background):
-            return draw_scene(subject.picture(), subject.name, background, random)
+            return draw_scene(subject, background, random)
 
 
 def caption(name: str, background: str) -> str:

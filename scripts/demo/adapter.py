@@ -1,0 +1,131 @@
+"""The demo model's adapter, trained by the project's own trainer on triplets of scene, caption and reference."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .attention import OPTIONS
+from .loop import on_device
+from .scenes import Scenes, read_scenes
+
+STEPS = 6_000
+NO_PROMPT = 0.07
+"""How often the prompt is left empty, as in the trainer's own data."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An adapter as the paper's ablations vary it. `stages`: of the U-Net that it sits in. `timestep`: of the caching
+    pass. `caption`: whether that pass has the scene's caption for its prompt, and not an empty one. `sums`: whether
+    what is read is added to the self-attention, and not concatenated with it.
+    """
+
+    name: str = "as it ships"
+    stages: Sequence[str] = ("middle", "decoder")
+    timestep: int = 1
+    caption: bool = False
+    sums: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What of the pack the training takes, as ComfyUI imports it: its `core`, and its modules of these names."""
+
+    core: Any
+    patching: Any
+    frozen_base: Any
+
+    def settings(self, steps: int) -> Any:
+        """The network is much smaller than the paper's, so it learns at a higher rate, and from fewer samples."""
+        return self.core.TrainingSettings(steps, batch=16, learning_rate=1e-3, warm_up=100, cosine=True, ema=0.998)
+
+    def untrained(self, networks: Any, variant: Variant) -> Any:
+        adapter = self.core.untrained_adapter(self.patching.structure_of(networks.model), 0, variant.stages)
+        if not variant.sums:
+            return adapter
+        summed = self.core.Adapter(adapter.layers, adapter.base_model, layer_type=_summed(self.core.AdapterLayer))
+        summed.load_state_dict(adapter.state_dict(), strict=False)
+        for layer in summed.layers:
+            for parameter in summed[layer.name].to_out.parameters():
+                torch.nn.init.zeros_(parameter)
+        return summed
+
+    def run(self, networks: Any, folder: Path, steps: int, variant: Variant) -> Any:
+        """Train an adapter on all scenes. Returns the trainer; stopped and started again, it goes on."""
+        settings, adapter = self.settings(steps), self.untrained(networks, variant)
+        base = _demo_base(self.frozen_base.ComfyUIBase, variant)(
+            networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
+        )
+        base.load()
+        trainer = self.core.Trainer(base, adapter, settings)
+        done = self.core.resume(trainer, folder)
+        batches = self._batches(base, read_scenes(), settings, done)
+        print(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}", flush=True)
+        losses, started = [], time.monotonic()
+        for progress in self.core.run(trainer, batches, folder, every=250):
+            losses.append(progress.loss)
+            if progress.step % 100 == 0:
+                seconds = (time.monotonic() - started) / len(losses)
+                print(f"step {progress.step}: loss {np.mean(losses):.4f}, {seconds:.3f} s a step", flush=True)
+                losses, started = [], time.monotonic()
+        return trainer
+
+    def _batches(self, base: Any, scenes: Scenes, settings: Any, first_step: int) -> Iterator[list[Any]]:
+        for step in itertools.count(first_step):
+            random = np.random.default_rng([5, settings.seed, step])
+            chosen = random.integers(len(scenes), size=settings.batch)
+            captions = [scenes.captions[scene] for scene in chosen]
+            empty = random.random(settings.batch) < NO_PROMPT
+            base.captions = captions
+            yield [
+                self.core.Batch(
+                    numbers=range(step * settings.batch, (step + 1) * settings.batch),
+                    targets=scenes.latents[on_device(chosen)].float(),
+                    references=scenes.references[on_device(chosen)].float(),
+                    prompts=["" if none else caption for caption, none in zip(captions, empty, strict=True)],
+                )
+            ]
+
+
+def _demo_base(comfyui_base: type, variant: Variant) -> type:
+    """A frozen base that takes latents for pictures, since those of scenes are known, and varies the caching pass."""
+
+    class DemoBase(comfyui_base):  # type: ignore[misc, valid-type]
+        captions: Sequence[str] = ()
+        """Of the scenes that the next references belong to."""
+        timestep = variant.timestep
+
+        def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
+            return images
+
+        def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> Any:
+            if variant.caption:
+                self._empty_prompt = self.encode_prompts(self.captions)
+            return super().cache(latents, noise)
+
+        def _evaluate(self, noised: Any, sigma: Any, prompts: Any, options: Any) -> torch.Tensor:
+            return super()._evaluate(noised, sigma, prompts, {**options, **OPTIONS})
+
+    return DemoBase
+
+
+def _summed(adapter_layer: type) -> type:
+    class SummedLayer(adapter_layer):  # type: ignore[misc, valid-type]
+        """x + SelfAttn + CrossAttn, in place of the Linear of both."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            del self.linear_cat
+
+        def forward(self, x: Any, self_attention: Any, key: Any, value: Any, attention: Any = None) -> torch.Tensor:
+            return self.to_out(self._attend(x, key, value, attention))
+
+    return SummedLayer

@@ -1,0 +1,140 @@
+"""The results page: what the demo model scores, in tables and contact sheets beside the paper's own numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from environment import ROOT
+from PIL import Image
+
+from .artwork import DEMO
+from .evaluation import Case, Judge, Scores, Studio, cases, composite, pasted, reference
+
+PAGE = ROOT / "web" / "docs" / "demo_model.md"
+IMAGES = ROOT / "web" / "docs" / "images"
+SCORES = DEMO / "scores.json"
+
+PAIRS = 50
+VIEWS = (1, 2, 4)
+OF_VIEWS = 120
+"""Cases that are drawn from several views."""
+_ON_SHEET = 12
+
+# (strength, image guidance): what Apply DreamCache is set to.
+SETTINGS = ((0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 3.0))
+
+
+def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
+    """Draw and measure everything but ablations, and write their tables and pictures into the page."""
+    of = cases()
+    drawn: dict[str, list[np.ndarray]] = {
+        "true composites (the ceiling)": [composite(case) for case in of],
+        "no adapter (the floor)": studio.draw(of),
+    }
+    others = studio.draw(of, seed=1000)
+    drawn["copy and paste"] = [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)]
+    for strength, guidance in SETTINGS:
+        name = f"DreamCache, strength {strength:g}" + (f", image guidance {guidance:g}" if guidance != 1 else "")
+        drawn[name] = studio.draw(of, adapter, strength=strength, image_guidance=guidance)
+        print(name, judge.measure(of, drawn[name]), flush=True)
+    scores = {name: judge.measure(of, pictures) for name, pictures in drawn.items()}
+    _keep({"scores": {name: asdict(score) for name, score in scores.items()}})
+    write_table("scores", _table(("pictures", *_METRICS), [(name, *_cells(score)) for name, score in scores.items()]))
+    for kind in ("class", "drawing"):
+        places = [place for place, case in enumerate(of) if case.subject.held_out == kind]
+        pictures = drawn["DreamCache, strength 1"]
+        part = judge.measure([of[place] for place in places], [pictures[place] for place in places])
+        print(f"held out by {kind}: {part}", flush=True)
+        _keep({f"held out by {kind}": asdict(part)})
+    columns = ("no adapter (the floor)", *(f"DreamCache, strength {strength}" for strength in ("0.5", "1", "1.25")))
+    columns += ("DreamCache, strength 1, image guidance 2", "copy and paste")
+    references = [(reference(studio.core, case.subject).numpy() * 255).round().astype(np.uint8) for case in of]
+    _sheet(studio, of, [references, *(drawn[name] for name in columns)], ("reference", *columns), "demo_results.jpg")
+
+
+def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:
+    """Draw and measure pictures from several views of a subject."""
+    of = cases()[:OF_VIEWS]
+    rows = []
+    for views in VIEWS:
+        pictures = [studio.draw_with_views(case, adapter, views, seed) for seed, case in enumerate(of)]
+        score = judge.measure(of, pictures)
+        print(f"{views} views: {score}", flush=True)
+        rows.append((str(views), *_cells(score)))
+        _keep({f"{views} views": asdict(score)})
+    write_table("views", _table(("references", *_METRICS), rows))
+
+
+def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
+    """Draw two subjects side by side, and tell how often each is found in its half."""
+    of = cases()
+    pairs = [(of[2 * number], of[2 * number + 1]) for number in range(PAIRS)]
+    # On one background, as a picture of two things is.
+    pairs = [(left, Case(right.subject, left.background)) for left, right in pairs]
+    pictures = [studio.draw_pair(*pair, adapter, seed) for seed, pair in enumerate(pairs)]
+    halves = [np.stack([np.split(picture, 2, axis=1)[side] for picture in pictures]) for side in (0, 1)]
+    found = [judge.name(half)[0] for half in halves]
+    right = np.array([[pair[side].subject.key == found[side][n] for n, pair in enumerate(pairs)] for side in (0, 1)])
+    true = [np.stack([composite(pair[side]) for pair in pairs]) for side in (0, 1)]
+    known = [judge.name(half)[0] for half in true]
+    ceiling = np.array([[pair[side].subject.key == known[side][n] for n, pair in enumerate(pairs)] for side in (0, 1)])
+    rows = [
+        (name, *(f"{100 * value:.0f} %" for value in (each.all(0).mean(), each[0].mean(), each[1].mean())))
+        for name, each in (("two regions", right), ("true composites, side by side", ceiling))
+    ]
+    print(rows, flush=True)
+    _keep({"pairs": rows})
+    write_table("pairs", _table(("pictures", "both found", "left found", "right found"), rows))
+    shown = [
+        (
+            *(studio.core.to_image(reference(studio.core, case.subject)) for case in pair),
+            Image.fromarray(picture),
+        )
+        for pair, picture in list(zip(pairs, pictures, strict=True))[:_ON_SHEET]
+    ]
+    labels = [f"{left.prompt} | {right.subject.name}" for left, right in pairs[:_ON_SHEET]]
+    sheet = studio.core.contact_sheet(shown, labels, ["left", "right", "two regions"])
+    sheet.save(IMAGES / "demo_pairs.jpg", quality=85)
+
+
+def write_table(name: str, table: str) -> None:
+    """Put a table where the page has its name."""
+    text = PAGE.read_text(encoding="utf-8")
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+    text, count = re.subn(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
+    assert count == 1, f"{PAGE} has no place for {name}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+_METRICS = ("subject found", "background right", "colour distance", "structure")
+
+
+def _cells(score: Scores) -> Sequence[str]:
+    rates = [f"{100 * rate:.1f} %" for rate in (score.retrieval, score.background)]
+    return (*rates, f"{score.colour:.3f}", f"{score.structure:.2f}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _keep(scores: Mapping[str, Any]) -> None:
+    """In a file beside the others, for whoever asks again."""
+    known = json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.exists() else {}
+    SCORES.write_text(json.dumps({**known, **scores}, indent=1), encoding="utf-8")
+
+
+def _sheet(
+    studio: Studio, of: Sequence[Case], columns: Sequence[Sequence[np.ndarray]], head: Sequence[str], name: str
+) -> None:
+    rows = [
+        [Image.fromarray(pictures[place]) for pictures in columns] for place in range(0, len(of), len(of) // _ON_SHEET)
+    ][:_ON_SHEET]
+    labels = [of[place].prompt for place in range(0, len(of), len(of) // _ON_SHEET)][:_ON_SHEET]
+    studio.core.contact_sheet(rows, labels, list(head)).save(IMAGES / name, quality=85)
