@@ -4,6 +4,7 @@ What it makes lies in .dev/demo, but for what ships, which is put where it belon
 python3 scripts/make_demo.py artwork       fetches the subjects (with npm)
 python3 scripts/make_demo.py autoencoder   trains what turns pictures into latents and back
 python3 scripts/make_demo.py scenes        draws scenes and references, and encodes them
+python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
 python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
 python3 scripts/make_demo.py yardstick     trains what measures them
@@ -49,7 +50,7 @@ CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
 
 from demo import adapter, artwork, autoencoder, base, evaluation, package, results, scenes, yardstick  # noqa: E402
 
-STEPS = ("artwork", "autoencoder", "scenes", "base", "adapter", "yardstick", "results")
+STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "yardstick", "results")
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
@@ -64,6 +65,10 @@ def main() -> None:
         case "autoencoder":
             weights = autoencoder.train_autoencoder(NETWORK.DemoAutoencoder(), options.count or autoencoder.STEPS)
             save_file({f"autoencoder.{name}": tensor for name, tensor in weights.items()}, package.AUTOENCODER)
+        case "decoder":
+            network = NETWORK.demo_networks(load_file(package.AUTOENCODER)).vae.first_stage_model
+            weights = autoencoder.train_decoder(network, options.count or autoencoder.DECODER_STEPS)
+            save_file({f"autoencoder.{name}": tensor for name, tensor in weights.items()}, package.DECODER)
         case "scenes":
             scenes.write_scenes(NETWORK.demo_networks(load_file(package.AUTOENCODER)), options.count or scenes.COUNT)
         case "base":
@@ -81,6 +86,8 @@ def main() -> None:
 def _make_base(steps: int) -> None:
     weights = load_file(package.AUTOENCODER)
     weights |= base.train_base(NETWORK.demo_networks(weights), steps)
+    # The same latents, and better pictures of them.
+    weights |= load_file(package.DECODER)
     networks = NETWORK.demo_networks(weights)
     header = package.provenance(steps=steps, batch=base.BATCH)
     header["rgb_factors"] = package.rgb_factors(

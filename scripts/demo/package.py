@@ -17,6 +17,7 @@ from .loop import as_tensor
 from .world import random_scene
 
 AUTOENCODER = DEMO / "autoencoder.safetensors"
+DECODER = DEMO / "decoder.safetensors"
 
 
 def provenance(**trained: int) -> dict[str, object]:

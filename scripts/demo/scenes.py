@@ -66,7 +66,11 @@ def write_scenes(networks: Any, count: int) -> None:
             tensors = {"latents": _encode(networks, images), "references": _encode(networks, references)}
             tensors |= {"pictures": seen(images), "reference_pictures": seen(references)}
             partial = _path(shard).with_suffix(".partial")
-            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, partial, {"words": json.dumps(words)})
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                partial,
+                {"words": json.dumps(words)},
+            )
             partial.replace(_path(shard))
             latents = tensors["latents"].float()
             print(f"shard {shard}: latents' mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
