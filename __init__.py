@@ -16,6 +16,7 @@ from .nodes.adapter_loader import FOLDER, DreamCacheAdapterLoader
 from .nodes.apply import ApplyDreamCache
 from .nodes.combine_references import DreamCacheCombineReferences
 from .nodes.compare import DreamCacheCompare
+from .nodes.demo_model import DreamCacheDemoModel
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.folders import register_models_folder
@@ -49,6 +50,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheEncodeReference,
             DreamCacheAdapterLoader,
             ApplyDreamCache,
+            DreamCacheDemoModel,
             DreamCacheStrengths,
             DreamCacheGuider,
             DreamCacheOneNode,

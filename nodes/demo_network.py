@@ -95,51 +95,59 @@ class DemoNetworks:
     clip: CLIP
     vae: VAE
 
+    @property
+    def patchers(self) -> dict[str, ModelPatcher]:
+        """What ComfyUI loads each part by."""
+        return {"model": self.model, "clip": self.clip.patcher, "vae": self.vae.patcher}
 
-def demo_networks(tensors: Mapping[str, torch.Tensor]) -> DemoNetworks:
+
+def demo_networks(tensors: Mapping[str, torch.Tensor], disable_dynamic: bool = False) -> DemoNetworks:
     """The networks with these weights, named `unet.…`, `text_encoder.…` and `autoencoder.…`; parts that have none are
-    left undefined, for the recipe to train.
+    left undefined, for the recipe to train. `disable_dynamic`: as ComfyUI's loaders have it.
     """
     weights = {
         part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
         for part in ("unet", "text_encoder", "autoencoder")
     }
-    return DemoNetworks(_model(weights["unet"]), _clip(weights["text_encoder"]), _vae(weights["autoencoder"]))
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    return DemoNetworks(
+        _model(weights["unet"], kind),
+        _clip(weights["text_encoder"], disable_dynamic),
+        _vae(weights["autoencoder"], kind),
+    )
 
 
-def _model(weights: dict[str, torch.Tensor]) -> ModelPatcher:
+def _model(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> ModelPatcher:
     config = _Config(dict(_UNET))
     device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = config.get_model({}, device=offload_device)
-    patcher = _patcher(model, device, offload_device)
+    patcher = kind(model, load_device=device, offload_device=offload_device)
     if weights:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
     return patcher
 
 
-def _clip(weights: dict[str, torch.Tensor]) -> CLIP:
+def _clip(weights: dict[str, torch.Tensor], disable_dynamic: bool) -> CLIP:
     clip = CLIP(
         comfy.supported_models.SD15({}).clip_target(),
         tokenizer_data={"clip_l_max_length": TOKENS},
         model_options={"clip_l_model_config": _TEXT},
+        disable_dynamic=disable_dynamic,
     )
     if weights:
         clip.load_sd(weights, full_model=True)
     return clip
 
 
-def _patcher(model: torch.nn.Module, device: torch.device, offload_device: torch.device) -> ModelPatcher:
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload_device)
-
-
-def _vae(weights: dict[str, torch.Tensor]) -> VAE:
+def _vae(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> VAE:
     vae = VAE(sd=weights, config={"params": _AUTOENCODER})
     network = DemoAutoencoder()
     if weights:
         network.load_state_dict(weights)
     vae.first_stage_model = network.eval().to(vae.vae_dtype)
-    vae.patcher = _patcher(vae.first_stage_model, vae.device, comfy.model_management.vae_offload_device())
+    offload_device = comfy.model_management.vae_offload_device()
+    vae.patcher = kind(vae.first_stage_model, load_device=vae.device, offload_device=offload_device)
     return vae

@@ -21,6 +21,7 @@ NODES = {
     "DreamCacheEncodeReference": "DreamCache Encode Reference",
     "DreamCacheAdapterLoader": "DreamCache Adapter Loader",
     "ApplyDreamCache": "Apply DreamCache",
+    "DreamCacheDemoModel": "DreamCache Demo Model",
     "DreamCacheStrengths": "DreamCache Strengths",
     "DreamCacheGuider": "DreamCache Guider",
     "DreamCacheOneNode": "DreamCache",

@@ -1,0 +1,86 @@
+"""DreamCache Demo Model: a small trained model and its adapter, which lie beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..dreamcache_core import DreamCacheError, load_adapter
+from ..dreamcache_core.files import Header, read_header, read_tensors
+from . import patching
+from .demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
+from .types import CATEGORY, AdapterType
+
+FOLDER = Path(__file__).parent / "demo"
+MODEL_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
+
+_Content = TypeVar("_Content")
+
+
+class DreamCacheDemoModel(io.ComfyNode):
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamCacheDemoModel",
+            display_name="DreamCache Demo Model",
+            category=CATEGORY,
+            description="A small model with its adapter, to try everything without a checkpoint: emoji things at "
+            "128 × 128.",
+            search_aliases=["personalize", "load checkpoint", "example model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output("model", tooltip="SD1.5 in miniature, for Encode Reference and Apply DreamCache."),
+                io.Clip.Output("clip", tooltip="For the prompts: a thing and one of the places on the help page."),
+                io.Vae.Output("vae", tooltip="For Encode Reference and VAE Decode."),
+                AdapterType.Output("adapter", tooltip="Trained for this model, for Apply DreamCache."),
+            ],
+        )
+
+    @classmethod
+    @override
+    def execute(cls) -> io.NodeOutput:
+        networks = load_networks()
+        file = _read(FOLDER / ADAPTER_FILE, load_adapter)
+        return io.NodeOutput(networks.model, networks.clip, networks.vae, patching.wrap_for_drawing(file.adapter))
+
+
+def load_networks(disable_dynamic: bool = False) -> DemoNetworks:
+    """Raises DreamCacheError if the file is missing or damaged."""
+    header, networks = _read(FOLDER / MODEL_FILE, lambda path: _networks(path, disable_dynamic))
+    # Of this model alone: the classes are those of SD1.5, whose latents have other colours.
+    latent_format = networks.model.model.latent_format
+    latent_format.latent_rgb_factors = header["rgb_factors"]
+    latent_format.taesd_decoder_name = None
+    for part, patcher in networks.patchers.items():
+        patcher.cached_patcher_init = (_load_patcher, (part,))
+    return networks
+
+
+def _load_patcher(part: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """How ComfyUI makes a part of the model anew: for another GPU, or to be kept in memory as a whole."""
+    return load_networks(disable_dynamic).patchers[part]
+
+
+def _networks(path: Path, disable_dynamic: bool) -> tuple[Header, DemoNetworks]:
+    metadata, tensors = read_tensors(path)
+    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
+    if header is None:
+        raise DreamCacheError(f"{path.name} is not a DreamCache {FILE_KIND}.")
+    return header, demo_networks(tensors, disable_dynamic)
+
+
+def _read(path: Path, read: Callable[[Path], _Content]) -> _Content:
+    try:
+        return read(path)
+    except DreamCacheError as error:
+        problem = "is damaged" if path.is_file() else "is not there"
+        raise DreamCacheError(
+            f"{path} {problem}: install the DreamCache nodes anew, which bring the demo model with them."
+        ) from error
