@@ -14,7 +14,10 @@ from comfyui_server import ComfyUIServer, Prompt
 from environment import ROOT
 
 BASIC = ROOT / "workflows" / "dreamcache_basic.json"
+DEMO = ROOT / "workflows" / "dreamcache_demo.json"
 PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
+SUBJECT = ROOT / "tests" / "subjects" / "fox.png"
+"""Of the demo model's world, but held out from its training; on a transparent background."""
 
 
 def load_prompt(path: Path, object_info: Mapping[str, Any]) -> Prompt:
@@ -46,6 +49,13 @@ def basic_prompt(server: ComfyUIServer, checkpoint: str, adapter: str, photograp
     set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=checkpoint)
     set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name=adapter)
     set_inputs(prompt, "LoadImage", image=server.upload_image(photograph))
+    return prompt
+
+
+def demo_prompt(server: ComfyUIServer, subject: Path = SUBJECT) -> Prompt:
+    """The prompt of the demo model's workflow, for a picture with a transparent background that the server is given."""
+    prompt = load_prompt(DEMO, server.object_info())
+    set_inputs(prompt, "LoadImage", image=server.upload_image(subject))
     return prompt
 
 

@@ -205,14 +205,19 @@ def controlnet(structure: str, seed: int = SEED, effect: float = 0.1) -> comfy.c
 
 
 def lora(structure: str, rank: int = 4, seed: int = SEED) -> dict[str, Tensor]:
+    """A LoRA for a structure; see `lora_for`."""
+    config = model_config(structure)
+    return lora_for(config.unet_config, config.get_model({}, device="meta").diffusion_model, rank, seed)
+
+
+def lora_for(unet_config: dict[str, Any], unet: nn.Module, rank: int = 4, seed: int = SEED) -> dict[str, Tensor]:
     """A LoRA as kohya's scripts name it, on every self-attention's queries and cross-attention's values.
 
     For a layer (out, in): lora_down (rank, in), lora_up (out, rank), alpha ().
     """
-    config = model_config(structure)
-    shapes = _shapes(config.get_model({}, device="meta").diffusion_model)
+    shapes = _shapes(unet)
     tensors = {}
-    for diffusers_name, name in comfy.utils.unet_to_diffusers(config.unet_config).items():
+    for diffusers_name, name in comfy.utils.unet_to_diffusers(unet_config).items():
         if not name.endswith(("attn1.to_q.weight", "attn2.to_v.weight")):
             continue
         key = "lora_unet_" + diffusers_name.removesuffix(".weight").replace(".", "_")
