@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, load_adapter
+from ..dreamcache_core import DreamCacheError, load_adapter, load_picture
 from ..dreamcache_core.files import Header, read_header, read_tensors
 from . import patching
 from .demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
@@ -19,6 +19,7 @@ from .types import CATEGORY, AdapterType
 FOLDER = Path(__file__).parent / "demo"
 MODEL_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+SUBJECT_FILE = "subject.png"
 
 _Content = TypeVar("_Content")
 
@@ -40,6 +41,8 @@ class DreamCacheDemoModel(io.ComfyNode):
                 io.Clip.Output("clip", tooltip="For the prompts: a thing and one of the places on the help page."),
                 io.Vae.Output("vae", tooltip="For Encode Reference and VAE Decode."),
                 AdapterType.Output("adapter", tooltip="Trained for this model, for Apply DreamCache."),
+                io.Image.Output("image", tooltip="A subject to begin with, which the model was never trained on."),
+                io.Mask.Output("mask", tooltip="White on that subject, for Encode Reference."),
             ],
         )
 
@@ -47,8 +50,11 @@ class DreamCacheDemoModel(io.ComfyNode):
     @override
     def execute(cls) -> io.NodeOutput:
         networks = load_networks()
-        file = _read(FOLDER / ADAPTER_FILE, load_adapter)
-        return io.NodeOutput(networks.model, networks.clip, networks.vae, patching.wrap_for_drawing(file.adapter))
+        adapter = patching.wrap_for_drawing(_read(FOLDER / ADAPTER_FILE, load_adapter).adapter)
+        subject = _read(FOLDER / SUBJECT_FILE, load_picture)
+        assert subject.mask is not None  # It lies beside the picture.
+        pictures = subject.image.unsqueeze(0), subject.mask.unsqueeze(0)
+        return io.NodeOutput(networks.model, networks.clip, networks.vae, adapter, *pictures)
 
 
 def load_networks(disable_dynamic: bool = False) -> DemoNetworks:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from comfyui_server import ComfyUIServer, WorkflowError
 from environment import DEV, ROOT, enter
-from workflow_prompt import BASIC, DEMO, PHOTOGRAPH, SUBJECT, basic_prompt, demo_prompt, set_inputs
+from workflow_prompt import BASIC, DEMO, PHOTOGRAPH, basic_prompt, demo_prompt, set_inputs
 
 BASE = DEV / "personalise"
 MODELS = BASE / "models"
@@ -24,8 +24,7 @@ def main() -> None:
     options = _options()
     environment = enter()
     models = _place_models(options)
-    workflow, picture = (BASIC, PHOTOGRAPH) if models else (DEMO, SUBJECT)
-    picture = options.picture or picture
+    workflow, picture = (BASIC, options.picture or PHOTOGRAPH) if models else (DEMO, options.picture)
     print("Starting ComfyUI …", flush=True)
     with ComfyUIServer(environment, {"dreamcache": ROOT}, base=BASE, arguments=options.arguments) as server:
         print(f"ComfyUI runs at {server.url}, and writes to {server.log}.")
@@ -35,7 +34,7 @@ def main() -> None:
         (sampler,) = (node for node in prompt.values() if node["class_type"] == "KSampler")
         positive = prompt[sampler["inputs"]["positive"][0]]["inputs"]
         positive["text"] = options.prompt or positive["text"]
-        print(f"Drawing “{positive['text']}” with {picture.name} through {workflow.name} …", flush=True)
+        print(f"Drawing “{positive['text']}” through {workflow.name} …", flush=True)
         try:
             result = server.run(prompt, on_progress=lambda bar: print(f"  {bar}", flush=True), timeout=3600)
         except WorkflowError as error:

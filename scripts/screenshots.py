@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from comfyui_server import ComfyUIServer  # noqa: E402
 from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
-from workflow_prompt import DEMO, PHOTOGRAPH, SUBJECT  # noqa: E402
+from workflow_prompt import PHOTOGRAPH  # noqa: E402
 
 from dreamcache_core import (  # noqa: E402
     Adapter,
@@ -98,8 +98,7 @@ def main() -> None:
 def take_workflows(server: ComfyUIServer) -> None:
     for name, path in WORKFLOWS.items():
         # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
-        picture = Image.open(SUBJECT) if path == DEMO else photograph(painted=name == "dreamcache_subject_mask")
-        picture.save(server.base / "input" / "example.png")
+        photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
         # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
         with open_front_end(server) as front_end:
             workflow = json.loads(path.read_text(encoding="utf-8"))

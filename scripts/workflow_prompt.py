@@ -16,8 +16,6 @@ from environment import ROOT
 BASIC = ROOT / "workflows" / "dreamcache_basic.json"
 DEMO = ROOT / "workflows" / "dreamcache_demo.json"
 PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
-SUBJECT = ROOT / "tests" / "subjects" / "fox.png"
-"""Of the demo model's world, but held out from its training; on a transparent background."""
 
 
 def load_prompt(path: Path, object_info: Mapping[str, Any]) -> Prompt:
@@ -52,10 +50,14 @@ def basic_prompt(server: ComfyUIServer, checkpoint: str, adapter: str, photograp
     return prompt
 
 
-def demo_prompt(server: ComfyUIServer, subject: Path = SUBJECT) -> Prompt:
-    """The prompt of the demo model's workflow, for a picture with a transparent background that the server is given."""
+def demo_prompt(server: ComfyUIServer, subject: Path | None = None) -> Prompt:
+    """The prompt of the demo model's workflow, with its own subject or another, on a transparent background."""
     prompt = load_prompt(DEMO, server.object_info())
-    set_inputs(prompt, "LoadImage", image=server.upload_image(subject))
+    if subject:
+        # Load Image's mask is white where a picture is transparent.
+        prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": server.upload_image(subject)}}
+        prompt["mask"] = {"class_type": "InvertMask", "inputs": {"mask": ["picture", 1]}}
+        set_inputs(prompt, "DreamCacheEncodeReference", image=["picture", 0], mask=["mask", 0])
     return prompt
 
 
