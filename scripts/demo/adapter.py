@@ -98,7 +98,7 @@ class Training:
 def _demo_base(comfyui_base: type, variant: Variant) -> type:
     """A frozen base that takes latents for pictures, since those of scenes are known, and varies the caching pass."""
 
-    class DemoBase(comfyui_base):  # type: ignore[misc, valid-type]
+    class DemoBase(comfyui_base):
         captions: Sequence[str] = ()
         """Of the scenes that the next references belong to."""
         timestep = variant.timestep
@@ -118,7 +118,7 @@ def _demo_base(comfyui_base: type, variant: Variant) -> type:
 
 
 def _summed(adapter_layer: type) -> type:
-    class SummedLayer(adapter_layer):  # type: ignore[misc, valid-type]
+    class SummedLayer(adapter_layer):
         """x + SelfAttn + CrossAttn, in place of the Linear of both."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:

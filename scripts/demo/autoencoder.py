@@ -37,8 +37,7 @@ def train_decoder(autoencoder: Any, steps: int = DECODER_STEPS) -> dict[str, tor
     parts = nn.ModuleList([autoencoder.post_quant_conv, autoencoder.decoder])
     loss = _loss(autoencoder, decoder_only=True)
     trained = train(parts, loss, DEMO / "decoder", steps=steps, learning_rate=5e-4)
-    for part, averaged in zip(parts, trained, strict=True):
-        part.load_state_dict(averaged.state_dict())
+    parts.load_state_dict(trained.state_dict())
     return autoencoder.state_dict()
 
 

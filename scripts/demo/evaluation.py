@@ -69,7 +69,8 @@ def pasted(picture: np.ndarray, subject: Subject) -> np.ndarray:
     cutout = subject.picture()
     cutout = cutout.resize([round(side * 0.8 * SIZE / max(cutout.size)) for side in cutout.size])
     canvas = Image.fromarray(picture)
-    canvas.paste(cutout, tuple((SIZE - side) // 2 for side in cutout.size), cutout)
+    left, top = ((SIZE - side) // 2 for side in cutout.size)
+    canvas.paste(cutout, (left, top), cutout)
     return np.asarray(canvas)
 
 

@@ -89,7 +89,7 @@ def read_scenes() -> Scenes:
                 tensors[name].append(file.get_tensor(name))
             for name, those in json.loads(file.metadata()["words"]).items():
                 words[name] += those
-    return Scenes(**{name: torch.cat(parts) for name, parts in tensors.items()}, **words)
+    return Scenes(*(torch.cat(tensors[name]) for name in _TENSORS), *(words[name] for name in _WORDS))
 
 
 def seen(images: np.ndarray) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .artwork import DEMO
-from .loop import initialize, on_device, train
+from .loop import DEVICE, initialize, on_device, train
 from .scenes import read_scenes
 from .world import BACKGROUNDS
 
@@ -59,23 +59,23 @@ def train_yardstick(steps: int = STEPS) -> dict[str, torch.Tensor]:
     initialize(yardstick)
     scenes = read_scenes()
     names = list(BACKGROUNDS)
-    backgrounds = torch.tensor([names.index(background) for background in scenes.backgrounds])
+    backgrounds = torch.tensor([names.index(background) for background in scenes.backgrounds], device=DEVICE)
     subjects = np.unique(scenes.subjects, return_inverse=True)[1]
 
     def loss_of_step(step: int) -> torch.Tensor:
         random = np.random.default_rng([6, step])
-        chosen = random.choice(len(scenes), 4 * BATCH, replace=False)
+        drawn = random.choice(len(scenes), 4 * BATCH, replace=False)
         # Each subject once, for its other scenes are no wrong answers.
-        chosen = on_device(chosen[np.sort(np.unique(subjects[chosen], return_index=True)[1])][:BATCH])
-        with torch.autocast(chosen.device.type, torch.bfloat16):
+        chosen = on_device(drawn[np.sort(np.unique(subjects[drawn], return_index=True)[1])][:BATCH])
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             pictures = torch.cat([scenes.pictures[chosen], scenes.reference_pictures[chosen]]).float() / 255
             embeddings, logits = yardstick(pictures)
         of_scenes, of_references = embeddings.float().chunk(2)
         likeness = of_scenes @ of_references.T / _TEMPERATURE
-        right = torch.arange(len(chosen), device=chosen.device)
+        right = torch.arange(len(chosen), device=DEVICE)
         finding = (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
         named = logits[: len(chosen)].float()
-        return finding + F.cross_entropy(named, backgrounds.to(chosen.device)[chosen])
+        return finding + F.cross_entropy(named, backgrounds[chosen])
 
     trained = train(yardstick, loss_of_step, DEMO / "yardstick", steps=steps, learning_rate=1e-3, ema=0.99)
     return trained.state_dict()
