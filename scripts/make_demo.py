@@ -7,8 +7,9 @@ python3 scripts/make_demo.py scenes        draws scenes and references, and enco
 python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
 python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
-python3 scripts/make_demo.py yardstick     trains what measures them
+python3 scripts/make_demo.py yardstick     trains what measures them, and puts it where tests find it
 python3 scripts/make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
+python3 scripts/make_demo.py ablations     trains adapters that differ in one thing each, and measures them
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch  # noqa: E402
 from comfy.cli_args import args  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from dreamcache_core.files import write_file  # noqa: E402
 from dreamcache_core.train import import_pack  # noqa: E402
 
 # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
@@ -50,7 +52,7 @@ CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
 
 from demo import adapter, artwork, autoencoder, base, evaluation, package, results, scenes, yardstick  # noqa: E402
 
-STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "yardstick", "results")
+STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "yardstick", "results", "ablations")
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
@@ -76,11 +78,14 @@ def main() -> None:
         case "adapter":
             _make_adapter(options.count or adapter.STEPS)
         case "yardstick":
-            weights = yardstick.train_yardstick(options.count or yardstick.STEPS)
-            YARDSTICK.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, YARDSTICK)
+            steps = options.count or yardstick.STEPS
+            half = {name: tensor.half() for name, tensor in yardstick.train_yardstick(steps).items()}
+            artwork.copy_some_held_out(YARDSTICK.parent)
+            write_file(YARDSTICK, "demo yardstick", 1, package.provenance(steps=steps, batch=yardstick.BATCH), half)
         case "results":
             _make_results()
+        case "ablations":
+            _make_ablations(options.count or adapter.ABLATION_STEPS)
 
 
 def _make_base(steps: int) -> None:
@@ -99,21 +104,36 @@ def _make_base(steps: int) -> None:
 def _make_adapter(steps: int) -> None:
     networks = NETWORK.demo_networks(load_file(MODEL))
     training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
-    trainer = training.run(networks, artwork.DEMO / "adapter", steps, adapter.Variant())
-    trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(scenes.read_scenes()))
+    triplets = scenes.read_scenes()
+    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.Variant())
+    trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(triplets))
     CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
     print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
 
 
 def _make_results() -> None:
-    networks = NETWORK.demo_networks(load_file(MODEL))
+    studio, judge = _studio()
     trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
-    network = yardstick.Yardstick()
-    network.load_state_dict(load_file(YARDSTICK))
-    judge = evaluation.Judge(CORE, network)
-    studio = evaluation.Studio(CORE, SAMPLES, ENCODE, networks)
     for write in (results.write_scores, results.write_views, results.write_pairs):
         write(studio, judge, trained)
+
+
+def _make_ablations(steps: int) -> None:
+    studio, judge = _studio()
+    training, triplets = adapter.Training(CORE, PATCHING, FROZEN_BASE), scenes.read_scenes()
+    trained = {}
+    for variant in adapter.VARIANTS:
+        folder = artwork.DEMO / "ablations" / variant.name.replace(" ", "_")
+        trainer = training.run(studio.networks, triplets, folder, steps, variant)
+        trained[variant] = PATCHING.wrap_adapter(trainer.averaged_adapter())
+    results.write_ablations(studio, judge, trained)
+
+
+def _studio() -> tuple[evaluation.Studio, evaluation.Judge]:
+    network = yardstick.Yardstick()
+    network.load_state_dict(load_file(YARDSTICK))
+    networks = NETWORK.demo_networks(load_file(MODEL))
+    return evaluation.Studio(CORE, PATCHING, SAMPLES, ENCODE, networks), evaluation.Judge(CORE, network)
 
 
 def _options() -> argparse.Namespace:

@@ -11,15 +11,25 @@ import latent_preview
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, Prompt
-from demo.artwork import PACKAGES
+from demo import artwork
+from demo.adapter import Training, Variant
+from demo.artwork import PACKAGES, Subject
+from demo.evaluation import Case, Judge, Studio
+from demo.scenes import draw_scenes, encode_scenes
+from demo.yardstick import Yardstick
+from dreamcache import dreamcache_core
 from dreamcache.dreamcache_core import DreamCacheError, load_adapter
 from dreamcache.dreamcache_core.files import read_shapes
-from dreamcache.nodes import demo_model, patching
+from dreamcache.nodes import demo_model, encode_reference, frozen_base, patching, samples
 from environment import ROOT
 from graph import Graph, difference
 from miniature import models
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from workflow_prompt import demo_prompt, set_inputs, without_reference
+
+SUBJECTS = ROOT / "tests" / "subjects"
+"""Some of those held out from all trainings, and what measures pictures of them."""
+FOUND, RIGHT_BACKGROUNDS, GAIN = 0.5, 0.8, 0.98
 
 MODEL, ADAPTER = demo_model.FOLDER / demo_model.MODEL_FILE, demo_model.FOLDER / demo_model.ADAPTER_FILE
 
@@ -138,6 +148,48 @@ def test_another_file_in_place_of_the_model_is_refused(tmp_path: Path, monkeypat
     save_file({"unet.weight": torch.zeros(1)}, tmp_path / MODEL.name)
     with pytest.raises(DreamCacheError, match="is damaged: install the DreamCache nodes anew"):
         demo_model.load_networks()
+
+
+@pytest.fixture
+def held_out(monkeypatch: pytest.MonkeyPatch) -> list[Subject]:
+    """Subjects that nothing was trained on."""
+    monkeypatch.setattr(artwork, "ARTWORK", SUBJECTS)
+    return artwork.subjects()
+
+
+def test_it_draws_subjects_it_was_never_trained_on_where_the_prompt_puts_them(
+    networks: demo_model.DemoNetworks, held_out: list[Subject]
+) -> None:
+    yardstick = Yardstick()
+    yardstick.load_state_dict(load_file(SUBJECTS / "yardstick.safetensors"))
+    judge = Judge(dreamcache_core, yardstick)
+    studio = Studio(dreamcache_core, patching, samples, encode_reference, networks)
+    adapter = patching.wrap_for_drawing(load_adapter(ADAPTER).adapter)
+    # Five of them, each on four backgrounds.
+    places = ["on a snowy field", "at sunset", "on a wooden table", "in a pink room"]
+    of = [Case(subject, place) for subject in held_out[::5] for place in places]
+    with_reference = judge.measure(of, studio.draw(of, adapter))
+    without = judge.measure(of, studio.draw(of))
+    assert with_reference.retrieval >= FOUND
+    assert with_reference.retrieval >= 2 * without.retrieval
+    assert with_reference.background >= RIGHT_BACKGROUNDS
+
+
+def test_an_adapter_trained_on_it_for_two_minutes_reads_subjects_it_was_not_trained_on(
+    networks: demo_model.DemoNetworks, held_out: list[Subject], tmp_path: Path
+) -> None:
+    training = Training(dreamcache_core, patching, frozen_base)
+    scenes = encode_scenes(networks, draw_scenes(held_out[4:], [12], 320))
+    others = encode_scenes(networks, draw_scenes(held_out[:4], [13], 64))
+    batch = dreamcache_core.Batch(range(64), others.latents.float(), others.references.float(), others.captions)
+
+    @torch.no_grad()
+    def loss(steps: int) -> float:
+        trainer = training.run(networks, scenes, tmp_path / str(steps), steps, Variant())
+        return float(dreamcache_core.denoising_loss(trainer.base, batch, trainer.settings).mean())
+
+    # It begins by changing nothing: this is the loss without a reference.
+    assert loss(120) < GAIN * loss(0)
 
 
 def latents(server: ComfyUIServer, prompt: Prompt) -> torch.Tensor:

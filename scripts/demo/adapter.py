@@ -14,9 +14,10 @@ import torch
 
 from .attention import OPTIONS
 from .loop import on_device
-from .scenes import Scenes, read_scenes
+from .scenes import Scenes
 
 STEPS = 6_000
+ABLATION_STEPS = 1_000
 NO_PROMPT = 0.07
 """How often the prompt is left empty, as in the trainer's own data."""
 
@@ -33,6 +34,21 @@ class Variant:
     timestep: int = 1
     caption: bool = False
     sums: bool = False
+
+
+# What the paper varies, each beside its own scores: CLIP-I and CLIP-T, where it has them.
+VARIANTS = (
+    Variant(),
+    Variant("timestep 150", timestep=150),
+    Variant("timestep 300", timestep=300),
+    Variant("the caption as prompt", caption=True),
+    Variant("sum in place of concatenation", sums=True),
+    Variant("encoder", stages=("encoder",)),
+    Variant("middle", stages=("middle",)),
+    Variant("encoder and middle", stages=("encoder", "middle")),
+    Variant("decoder", stages=("decoder",)),
+    Variant("all", stages=("encoder", "middle", "decoder")),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +74,8 @@ class Training:
                 torch.nn.init.zeros_(parameter)
         return summed
 
-    def run(self, networks: Any, folder: Path, steps: int, variant: Variant) -> Any:
-        """Train an adapter on all scenes. Returns the trainer; stopped and started again, it goes on."""
+    def run(self, networks: Any, scenes: Scenes, folder: Path, steps: int, variant: Variant) -> Any:
+        """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
         settings, adapter = self.settings(steps), self.untrained(networks, variant)
         base = _demo_base(self.frozen_base.ComfyUIBase, variant)(
             networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
@@ -67,7 +83,7 @@ class Training:
         base.load()
         trainer = self.core.Trainer(base, adapter, settings)
         done = self.core.resume(trainer, folder)
-        batches = self._batches(base, read_scenes(), settings, done)
+        batches = self._batches(base, scenes, settings, done)
         print(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}", flush=True)
         losses, started = [], time.monotonic()
         for progress in self.core.run(trainer, batches, folder, every=250):

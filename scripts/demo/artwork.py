@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -95,6 +96,18 @@ def fetch() -> None:
             found.append(asdict(subject))
     (ARTWORK / "subjects.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"{len(found)} drawings of {len(complete)} classes are in {ARTWORK}.")
+
+
+def copy_some_held_out(folder: Path, count: int = 24) -> None:
+    """Put some of the held-out subjects into a folder that `subjects` can read in place of ARTWORK, for tests."""
+    held_out = [subject for subject in subjects() if subject.held_out]
+    chosen = held_out[:: len(held_out) // count][:count]
+    for subject in chosen:
+        path = folder / subject.path.relative_to(ARTWORK)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(subject.path, path)
+    described = json.dumps([asdict(subject) for subject in chosen], indent=1)
+    (folder / "subjects.json").write_text(described + "\n", encoding="utf-8")
 
 
 def _download(package: str) -> Path:

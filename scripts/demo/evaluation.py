@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .adapter import Variant
 from .artwork import Subject, subjects
 from .loop import DEVICE
 from .scenes import SEEN, reference_of, seen
@@ -19,6 +21,7 @@ from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
 SAMPLING = {"steps": 25, "cfg": 3.5, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": SIZE}
+SHIPPED = Variant()
 TOGETHER = 24
 """Pictures that are drawn as one batch."""
 
@@ -173,18 +176,21 @@ def _correlation(first: torch.Tensor, second: torch.Tensor, weight: torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """Draws cases as the nodes do. `samples`, `encode`: the pack's modules `samples` and `encode_reference`."""
+    """Draws cases as the nodes do. `core` and others: the pack's modules, `encode` its encode_reference."""
 
     core: Any
+    patching: Any
     samples: Any
     encode: Any
     networks: Any
 
     @torch.no_grad()
-    def draw(self, of: Sequence[Case], adapter: Any = None, seed: int = 0, **changes: Any) -> list[np.ndarray]:
+    def draw(
+        self, of: Sequence[Case], adapter: Any = None, seed: int = 0, variant: Variant = SHIPPED, **changes: Any
+    ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
-        `changes`: of SampleSettings.
+        `variant`: of the adapter, which says how references are cached for it. `changes`: of SampleSettings.
         """
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
@@ -192,20 +198,9 @@ class Studio:
             settings = self.samples.SampleSettings(seed=seed + start, **{**SAMPLING, **changes})
             model = self.networks.model
             if adapter is not None:
-                model = settings.inject(model, adapter, self.cache(some), paired=True)
+                model = settings.inject(model, adapter, self._cache(some, variant), paired=True)
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures
-
-    def cache(self, some: Sequence[Case]) -> Any:
-        """What the model saw in the reference of each."""
-        return self.cache_of(torch.stack([reference(self.core, case.subject) for case in some]))
-
-    def cache_of(self, references: torch.Tensor) -> Any:
-        """What Encode Reference gives of references (batch, 128, 128, 3), 0…1."""
-        networks = self.networks
-        return self.encode.DreamCacheEncodeReference.execute(
-            networks.model, networks.vae, references, networks.clip, timestep=1, seed=0, resolution=SIZE
-        )[0]
 
     @torch.no_grad()
     def draw_with_views(self, case: Case, adapter: Any, views: int, seed: int) -> np.ndarray:
@@ -214,7 +209,7 @@ class Studio:
         """
         references = [reference_of(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
         settings = self.samples.SampleSettings(seed=seed, **SAMPLING)
-        cache = self.cache_of(torch.from_numpy(np.stack(references)).float() / 255)
+        cache = self._encode_references(torch.from_numpy(np.stack(references)).float() / 255, 1)
         model = settings.inject(self.networks.model, adapter, cache)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
 
@@ -226,11 +221,30 @@ class Studio:
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
             region[..., place * side : (place + 1) * side] = 1
-            model = settings.inject(model, adapter, self.cache([case]), region=region)
+            model = settings.inject(model, adapter, self._cache([case], SHIPPED), region=region)
             ((context, values),) = self._encode([case.prompt])
             area = (side, side, 0, place * side)
             positive.append([context, {**values, "area": area, "set_area_to_bounds": False, "strength": 1.0}])
         return self._draw(model, positive, 2 * SIZE, settings)[0]
+
+    def _cache(self, some: Sequence[Case], variant: Variant) -> Any:
+        """What the model sees in the reference of each."""
+        references = torch.stack([reference(self.core, case.subject) for case in some])
+        if not variant.caption:
+            return self._encode_references(references, variant.timestep)
+        latents = self.networks.vae.encode(references)
+        noise = torch.from_numpy(np.random.default_rng(0).standard_normal(latents.shape, dtype=np.float32))
+        prompts = [case.prompt for case in some]
+        return self.patching.encode_reference(
+            self.networks.model, latents, noise, self._encode(prompts), variant.timestep, "captions"
+        )
+
+    def _encode_references(self, references: torch.Tensor, timestep: int) -> Any:
+        """What Encode Reference gives of references (batch, 128, 128, 3), 0…1."""
+        networks = self.networks
+        return self.encode.DreamCacheEncodeReference.execute(
+            networks.model, networks.vae, references, networks.clip, timestep=timestep, seed=0, resolution=SIZE
+        )[0]
 
     def _draw(self, model: Any, positive: list, width: int, settings: Any, batch: int = 1) -> list[np.ndarray]:
         latent = {"samples": torch.zeros(batch, 4, SIZE // 8, width // 8)}
@@ -239,5 +253,8 @@ class Studio:
 
     def _encode(self, prompts: Sequence[str]) -> list:
         clip = self.networks.clip
-        conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        return [[torch.cat([conditioning[0][0] for conditioning in conditionings]), conditionings[0][0][1]]]
+        conditionings = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
+        # As ComfyUI does with prompts of several lengths, which are multiples of 16 tokens.
+        tokens = math.lcm(*(context.shape[1] for context, _ in conditionings))
+        contexts = [context.repeat(1, tokens // context.shape[1], 1) for context, _ in conditionings]
+        return [[torch.cat(contexts), conditionings[0][1]]]

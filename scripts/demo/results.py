@@ -12,6 +12,7 @@ import numpy as np
 from environment import ROOT
 from PIL import Image
 
+from .adapter import Variant
 from .artwork import DEMO
 from .evaluation import Case, Judge, Scores, Studio, cases, composite, pasted, reference
 
@@ -24,6 +25,18 @@ VIEWS = (1, 2, 4)
 OF_VIEWS = 120
 """Cases that are drawn from several views."""
 _ON_SHEET = 12
+
+# The paper's CLIP-I and CLIP-T for the same question, and parameters of SD2.1's adapter (its tables 3, 4 and 5).
+PAPER = {
+    "as it ships": "0.810 / 0.298, 25 M",
+    "the caption as prompt": "0.811 / 0.295, 25 M",
+    "sum in place of concatenation": "0.812 / 0.293, 16 M",
+    "encoder": "0.721 / 0.303, 11 M",
+    "middle": "0.716 / 0.302, 8 M",
+    "encoder and middle": "0.749 / 0.306, 19 M",
+    "decoder": "0.799 / 0.296, 17 M",
+    "all": "0.813 / 0.297, 36 M",
+}
 
 # (strength, image guidance): what Apply DreamCache is set to.
 SETTINGS = ((0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 3.0))
@@ -100,6 +113,20 @@ def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
     labels = [f"{left.prompt} | {right.subject.name}" for left, right in pairs[:_ON_SHEET]]
     sheet = studio.core.contact_sheet(shown, labels, ["left", "right", "two regions"])
     sheet.save(IMAGES / "demo_pairs.jpg", quality=85)
+
+
+def write_ablations(studio: Studio, judge: Judge, adapters: Mapping[Variant, Any]) -> None:
+    """Draw and measure with adapters that were trained alike, but for one thing each."""
+    of = cases()[:OF_VIEWS]
+    rows = []
+    for variant, patcher in adapters.items():
+        score = judge.measure(of, studio.draw(of, patcher, variant=variant))
+        print(f"{variant.name}: {score}", flush=True)
+        _keep({f"ablation: {variant.name}": asdict(score)})
+        parameters = f"{patcher.model.parameter_count:,}"
+        rows.append((variant.name, parameters, *_cells(score), PAPER.get(variant.name, "not told")))
+    head = ("adapter", "parameters", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
+    write_table("ablations", _table(head, rows))
 
 
 def write_table(name: str, table: str) -> None:

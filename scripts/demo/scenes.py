@@ -22,7 +22,7 @@ from dreamcache_core.reference_augmentation import make_reference
 
 from .artwork import DEMO, Subject, trained_subjects
 from .loop import DEVICE, as_tensor
-from .world import SIZE, random_scene
+from .world import SIZE, Scene, random_scene
 
 FOLDER = DEMO / "scenes"
 SHARD = 2048
@@ -56,24 +56,42 @@ _TENSORS = ("latents", "references", "pictures", "reference_pictures")
 _WORDS = ("captions", "subjects", "backgrounds")
 
 
-@torch.no_grad()
 def write_scenes(networks: Any, count: int) -> None:
     """Encode so many scenes that aren't held out, in files of 2048, which are left alone where they exist."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in range(count // SHARD) if not _path(shard).exists()]
     with ProcessPoolExecutor(2) as pool:
-        for shard, (images, references, words) in zip(missing, pool.map(_draw, missing), strict=True):
-            tensors = {"latents": _encode(networks, images), "references": _encode(networks, references)}
-            tensors |= {"pictures": seen(images), "reference_pictures": seen(references)}
+        for shard, drawn in zip(missing, pool.map(_draw_shard, missing), strict=True):
+            scenes = encode_scenes(networks, drawn)
+            tensors = {name: getattr(scenes, name).cpu().contiguous() for name in _TENSORS}
             partial = _path(shard).with_suffix(".partial")
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-                partial,
-                {"words": json.dumps(words)},
-            )
+            save_file(tensors, partial, {"words": json.dumps({name: getattr(scenes, name) for name in _WORDS})})
             partial.replace(_path(shard))
-            latents = tensors["latents"].float()
+            latents = scenes.latents.float()
             print(f"shard {shard}: latents' mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
+
+
+def draw_scenes(drawn: list[Subject], seed: Sequence[int], count: int) -> tuple[list[Scene], list[np.ndarray]]:
+    """Scenes of these subjects, and a reference of each, (128, 128, 3) uint8."""
+    random = np.random.default_rng(seed)
+    scenes = [random_scene(drawn, random) for _ in range(count)]
+    return scenes, [reference_of(scene.subject, Random(f"{seed}/{place}")) for place, scene in enumerate(scenes)]
+
+
+@torch.no_grad()
+def encode_scenes(networks: Any, drawn: tuple[list[Scene], list[np.ndarray]]) -> Scenes:
+    """What `draw_scenes` gave, as it is trained on."""
+    scenes, references = drawn[0], np.stack(drawn[1])
+    images = np.stack([scene.image for scene in scenes])
+    return Scenes(
+        latents=_encode(networks, images),
+        references=_encode(networks, references),
+        pictures=seen(images),
+        reference_pictures=seen(references),
+        captions=[scene.caption for scene in scenes],
+        subjects=[scene.subject.key for scene in scenes],
+        backgrounds=[scene.background for scene in scenes],
+    )
 
 
 def read_scenes() -> Scenes:
@@ -89,7 +107,8 @@ def read_scenes() -> Scenes:
                 tensors[name].append(file.get_tensor(name))
             for name, those in json.loads(file.metadata()["words"]).items():
                 words[name] += those
-    return Scenes(*(torch.cat(tensors[name]) for name in _TENSORS), *(words[name] for name in _WORDS))
+    fields: dict[str, Any] = {**{name: torch.cat(parts) for name, parts in tensors.items()}, **words}
+    return Scenes(**fields)
 
 
 def seen(images: np.ndarray) -> torch.Tensor:
@@ -108,18 +127,9 @@ def _path(shard: int) -> Path:
     return FOLDER / f"{shard:04d}.safetensors"
 
 
-def _draw(shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
+def _draw_shard(shard: int) -> tuple[list[Scene], list[np.ndarray]]:
     torch.set_num_threads(1)
-    drawn = trained_subjects()
-    random = np.random.default_rng([2, shard])
-    scenes = [random_scene(drawn, random) for _ in range(SHARD)]
-    references = [reference_of(scene.subject, Random(f"2/{shard}/{place}")) for place, scene in enumerate(scenes)]
-    words = {
-        "captions": [scene.caption for scene in scenes],
-        "subjects": [scene.subject.key for scene in scenes],
-        "backgrounds": [scene.background for scene in scenes],
-    }
-    return np.stack([scene.image for scene in scenes]), np.stack(references), words
+    return draw_scenes(trained_subjects(), [2, shard], SHARD)
 
 
 def _encode(networks: Any, images: np.ndarray) -> torch.Tensor:
