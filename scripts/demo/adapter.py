@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention import OPTIONS
+from . import attention
 from .loop import on_device
 from .scenes import Scenes
 
@@ -128,7 +128,7 @@ def _demo_base(comfyui_base: type, variant: Variant) -> type:
             return super().cache(latents, noise)
 
         def _evaluate(self, noised: Any, sigma: Any, prompts: Any, options: Any) -> torch.Tensor:
-            return super()._evaluate(noised, sigma, prompts, {**options, **OPTIONS})
+            return super()._evaluate(noised, sigma, prompts, {**options, **attention.options()})
 
     return DemoBase
 

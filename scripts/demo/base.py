@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import attention
 from .artwork import DEMO
-from .attention import OPTIONS
 from .loop import DEVICE, initialize, on_device, train
 from .scenes import read_scenes
 
@@ -50,7 +50,7 @@ def train_base(networks: Any, steps: int = STEPS, batch: int = BATCH) -> dict[st
         context, _ = text_encoder.clip_l(tokens.tolist())
         with torch.autocast(DEVICE.type, torch.bfloat16):
             noised = scale * (latents + sigma * noise)
-            v = unet(noised, timesteps, context=context, transformer_options=dict(OPTIONS)).float()
+            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
         return (v - scale * (noise - sigma * latents)).square().mean()
 
     trained = train(network, loss_of_step, DEMO / "base", steps=steps, learning_rate=8e-4)
