@@ -114,7 +114,7 @@ def _make_adapter(steps: int) -> None:
 def _make_results() -> None:
     studio, judge = _studio()
     trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
-    for write in (results.write_scores, results.write_views, results.write_pairs):
+    for write in (results.write_strip, results.write_scores, results.write_views, results.write_pairs):
         write(studio, judge, trained)
 
 

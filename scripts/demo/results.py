@@ -14,12 +14,14 @@ from PIL import Image
 
 from .adapter import Variant
 from .artwork import DEMO
-from .evaluation import Case, Judge, Scores, Studio, cases, composite, pasted, reference
+from .evaluation import Case, Judge, Scores, Studio, cases, composite, held_out_subjects, pasted, reference
 
 PAGE = ROOT / "web" / "docs" / "demo_model.md"
 IMAGES = ROOT / "web" / "docs" / "images"
 SCORES = DEMO / "scores.json"
 
+SHIPPED_SUBJECT = ("noto", "turtle")
+STRIP = ("on a green meadow", "on a snowy field", "at sunset", "on a wooden table", "in a pink room", "in the water")
 PAIRS = 50
 VIEWS = (1, 2, 4)
 OF_VIEWS = 120
@@ -39,7 +41,7 @@ PAPER = {
 }
 
 # (strength, image guidance): what Apply DreamCache is set to.
-SETTINGS = ((0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 1.5), (1.0, 2.0), (1.0, 3.0))
+SETTINGS = ((0.5, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 2.0), (1.0, 3.0))
 
 
 def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
@@ -68,6 +70,16 @@ def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
     columns += ("DreamCache, strength 1, image guidance 2", "copy and paste")
     references = [(reference(studio.core, case.subject).numpy() * 255).round().astype(np.uint8) for case in of]
     _sheet(studio, of, [references, *(drawn[name] for name in columns)], ("reference", *columns), "demo_results.jpg")
+
+
+def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
+    """The README's picture: the subject that ships, on some backgrounds, of the first seed."""
+    (subject,) = (one for one in held_out_subjects() if (one.vendor, one.name) == SHIPPED_SUBJECT)
+    of = [Case(subject, background) for background in STRIP]
+    pictures = [studio.core.to_image(reference(studio.core, subject))]
+    pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter)]
+    columns = ["reference", *(case.prompt for case in of)]
+    studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(IMAGES / "demo.png")
 
 
 def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:
