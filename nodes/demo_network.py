@@ -87,6 +87,11 @@ class _Config(comfy.supported_models.SD15):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+def demo_config() -> comfy.supported_models.SD15:
+    """ComfyUI's description of the U-Net."""
+    return _Config(dict(_UNET))
+
+
 @dataclass(frozen=True, eq=False)
 class DemoNetworks:
     """What Load Checkpoint gives."""
@@ -118,7 +123,7 @@ def demo_networks(tensors: Mapping[str, torch.Tensor], disable_dynamic: bool = F
 
 
 def _model(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> ModelPatcher:
-    config = _Config(dict(_UNET))
+    config = demo_config()
     device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))

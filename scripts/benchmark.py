@@ -23,10 +23,12 @@ from full_size import BASE, SEED
 if TYPE_CHECKING:
     import torch
     from dreamcache.dreamcache_core import ReferenceCache
-    from speed.page import Results, Start
+    from speed.measuring import StepCost
+    from speed.page import Operations, Results, Start
     from speed.variants import Bench
 
 COUNTED_SIZES = (512, 768, 1024)
+DEMO_SIZE = 128
 
 
 def main() -> None:
@@ -90,7 +92,28 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
         variant: {size: count_step(patch(paper), size) for size in sorted({*COUNTED_SIZES, *options.sizes})}
         for variant, patch in VARIANTS.items()
     }
-    return Results(machine, operations, steps, starts, seconds, measure_files(adapter, cache))
+    _say("steps of the demo model")
+    demo_steps, demo_operations = measure_demo(options)
+    sizes = measure_files(adapter, cache)
+    return Results(machine, operations, steps, starts, seconds, sizes, demo_steps, demo_operations)
+
+
+def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operations]:
+    """Steps of the model that comes with the nodes, and their operations."""
+    from dreamcache.dreamcache_core import load_adapter
+    from dreamcache.nodes import demo_model
+    from dreamcache.nodes.demo_network import demo_config
+    from speed.counting import bench_on_paper, count_step
+    from speed.measuring import measure_steps
+    from speed.variants import VARIANTS, Bench
+
+    paper = bench_on_paper(demo_config(), DEMO_SIZE)
+    adapter = load_adapter(demo_model.FOLDER / demo_model.ADAPTER_FILE).adapter
+    bench = Bench(demo_model.load_networks().model, adapter, lambda count: _filled(paper.references(count)))
+    steps: list[StepCost] = []
+    for batch in options.batches:
+        steps += measure_steps(bench, options.variants or list(VARIANTS), DEMO_SIZE, batch, 10 * options.steps)
+    return steps, {variant: {DEMO_SIZE: count_step(patch(paper), DEMO_SIZE)} for variant, patch in VARIANTS.items()}
 
 
 def _filled(cache: ReferenceCache) -> ReferenceCache:

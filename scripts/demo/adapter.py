@@ -16,7 +16,7 @@ from . import attention
 from .loop import on_device
 from .scenes import Scenes
 
-STEPS = 6_000
+STEPS = 10_000
 ABLATION_STEPS = 1_000
 NO_PROMPT = 0.07
 """How often the prompt is left empty, as in the trainer's own data."""
@@ -61,7 +61,7 @@ class Training:
 
     def settings(self, steps: int) -> Any:
         """The network is much smaller than the paper's, so it learns at a higher rate, and from fewer samples."""
-        return self.core.TrainingSettings(steps, batch=16, learning_rate=1e-3, warm_up=100, cosine=True, ema=0.998)
+        return self.core.TrainingSettings(steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998)
 
     def untrained(self, networks: Any, variant: Variant) -> Any:
         adapter = self.core.untrained_adapter(self.patching.structure_of(networks.model), 0, variant.stages)

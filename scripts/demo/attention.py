@@ -39,7 +39,7 @@ def _attention(
         laid_out = (
             tensor.float().unflatten(-1, (heads, channels)).permute(0, 2, 3, 1).flatten(0, 1) for tensor in (key, value)
         )
-        out: torch.Tensor = _Attention.apply(scaled, *laid_out)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Attention.apply(scaled, *laid_out)
         return out.unflatten(0, (len(query), heads)).transpose(1, 2).flatten(2).to(query.dtype)
 
 

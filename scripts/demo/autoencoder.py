@@ -15,7 +15,7 @@ from .loop import DEVICE, as_tensor, initialize, on_device, train
 from .world import random_scene
 
 STEPS = 1_200
-DECODER_STEPS = 2_000
+DECODER_STEPS = 700
 BATCH = 16
 SCALE = 0.18215  # of SD1.5's latents: times this, their standard deviation is 1
 

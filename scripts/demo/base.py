@@ -13,7 +13,7 @@ from .artwork import DEMO
 from .loop import DEVICE, initialize, on_device, train
 from .scenes import read_scenes
 
-STEPS = 10_000
+STEPS = 8_000
 BATCH = 16
 NO_PROMPT = 0.1
 """How often the prompt is left out, for the negative prompt of guidance."""

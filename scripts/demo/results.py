@@ -79,7 +79,9 @@ def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
     pictures = [studio.core.to_image(reference(studio.core, subject))]
     pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter)]
     columns = ["reference", *(case.prompt for case in of)]
-    studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(IMAGES / "demo.png")
+    studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(
+        IMAGES / "demo.png"
+    )
 
 
 def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:

@@ -26,7 +26,7 @@ from .world import SIZE, Scene, random_scene
 
 FOLDER = DEMO / "scenes"
 SHARD = 2048
-COUNT = 16 * SHARD
+COUNT = 8 * SHARD
 SEEN = 64
 """Side of the pictures that the yardstick sees, in pixels."""
 

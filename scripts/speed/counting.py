@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -29,9 +30,10 @@ class _OnPaper(ModelPatcher):
         return float("inf")
 
 
-def bench_on_paper(family: str = "SD15") -> Bench:
-    """`family`: as of `write_models`."""
-    model = _OnPaper(config_of(family).get_model({}, device=_META).to(_META), _META, _META)
+def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
+    """`config`: ComfyUI's description of the model, by default of SD1.5. `size`: side of references in pixels."""
+    model = _OnPaper((config or config_of("SD15")).get_model({}, device=_META).to(_META), _META, _META)
+    side = size // 8
     # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
     options = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
     model.model_options["transformer_options"] = options
@@ -41,14 +43,14 @@ def bench_on_paper(family: str = "SD15") -> Bench:
     recording = patching.Recording()
     trainable = patching.make_trainable(model, adapter)
     with _patched(trainable), suppress(patching.Recorded):
-        latents, sigma = torch.empty(1, 4, 64, 64, device=_META), torch.empty(1, device=_META)
+        latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
         options = {**options, **recording.options}
         trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=options)
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recording.features.items()}
-        return ReferenceCache(features, structure.base_model, adapter.layers, (64, 64), timestep=1, prompt="")
+        return ReferenceCache(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
 
     return Bench(model, adapter, references)
 

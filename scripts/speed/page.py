@@ -27,22 +27,29 @@ class Start:
     operations: int | None
 
 
+Operations = Mapping[str, Mapping[int, int]]
+
+
 @dataclass(frozen=True)
 class Results:
-    """`machine`: in words. `operations`: (variant, size) → of a step of a batch of 1, by their names joined by a space.
-    `starts`: ways from a picture to the first step. `seconds`, `bytes`: what else was measured, by what it is of.
+    """`machine`: in words. `operations`: variant → size → of a step of a batch of 1. `starts`: ways from a picture to
+    the first step. `seconds`, `bytes`: what else was measured, by what it is of. `demo_steps`, `demo_operations`: of
+    the model that comes with the nodes.
     """
 
     machine: str
-    operations: Mapping[str, Mapping[int, int]]
+    operations: Operations
     steps: Sequence[StepCost]
     starts: Sequence[Start]
     seconds: Mapping[str, float]
     bytes: Mapping[str, int]
+    demo_steps: Sequence[StepCost]
+    demo_operations: Operations
 
-    def floor(self, variant: str, size: int) -> float:
-        """What its operations would take, in steps of the plain model."""
-        return self.operations[variant][size] / self.operations[PLAIN][size]
+
+def floor(operations: Operations, variant: str, size: int) -> float:
+    """What a variant's operations would take, in steps of the plain model."""
+    return operations[variant][size] / operations[PLAIN][size]
 
 
 def markdown(results: Results) -> str:
@@ -62,10 +69,7 @@ def markdown(results: Results) -> str:
             "same of the operations that both must do. *Once* is what a run takes beside its steps: keys and values of "
             "the reference. *Memory* is what the peak of a step holds more than the plain model's.",
             "",
-            *_table(
-                ["", "pictures", "step, s", "×", "floor", "× / floor", "once, s", "memory, MB"],
-                (_step_row(results, cost) for cost in results.steps),
-            ),
+            *_step_table(results.steps, results.operations),
             "",
             "`straightforward` is DreamCache as the paper writes it down: cached features projected again at every "
             "step, weights as they were trained. `IP-Adapter` is its mechanism, 16 cross-attentions over image tokens "
@@ -76,6 +80,13 @@ def markdown(results: Results) -> str:
             "In TFLOP, of a batch of 1 with both prompts; larger batches take as many times more.",
             "",
             *_table(["", *(f"{size}²" for size in _sizes(results))], _operation_rows(results)),
+            "",
+            "## A step of the demo model",
+            "",
+            "So small a network takes most of its time to be told what to do, not to do it: this is what the nodes "
+            "themselves add to a step.",
+            "",
+            *_step_table(results.demo_steps, results.demo_operations),
             "",
             "## From a picture to the first step",
             "",
@@ -97,17 +108,21 @@ def markdown(results: Results) -> str:
     )
 
 
-def _step_row(results: Results, cost: StepCost) -> list[str]:
-    floor = results.floor(cost.variant, cost.size)
+def _step_table(steps: Sequence[StepCost], operations: Operations) -> list[str]:
+    heads = ["", "pictures", "step, s", "×", "floor", "× / floor", "once, s", "memory, MB"]
+    return _table(heads, (_step_row(cost, floor(operations, cost.variant, cost.size)) for cost in steps))
+
+
+def _step_row(cost: StepCost, least: float) -> list[str]:
     pictures = f"{cost.size}²" + (f", batch {cost.batch}" if cost.batch > 1 else "")
-    times = [_seconds(cost.seconds), f"{cost.ratio:.3f}", f"{floor:.3f}", f"{cost.ratio / floor:.3f}"]
+    times = [_seconds(cost.seconds), f"{cost.ratio:.3f}", f"{least:.3f}", f"{cost.ratio / least:.3f}"]
     return [cost.variant, pictures, *times, _seconds(cost.once), f"{cost.memory / 1e6:,.0f}"]
 
 
 def _operation_rows(results: Results) -> Iterable[list[str]]:
     for variant, of_sizes in results.operations.items():
-        cells = (f"{count / 1e12:.3f} ({results.floor(variant, size):.3f}×)" for size, count in of_sizes.items())
-        yield [variant, *cells]
+        least = {size: floor(results.operations, variant, size) for size in of_sizes}
+        yield [variant, *(f"{count / 1e12:.3f} ({least[size]:.3f}×)" for size, count in of_sizes.items())]
 
 
 def _sizes(results: Results) -> Iterable[int]:
@@ -142,9 +157,9 @@ def plot(results: Results) -> Image.Image:
     title = f"a step at {first.size}×{first.size}, batch {first.batch}, in steps of the plain model (mark: floor)"
     draw.text((_MARGIN, _MARGIN), title, "black", font, anchor="lm")
     for number, cost in enumerate(costs, start=1):
-        y, floor = _MARGIN + number * _LINE, place(results.floor(cost.variant, cost.size))
+        y, least = _MARGIN + number * _LINE, place(floor(results.operations, cost.variant, cost.size))
         draw.text((_LABELS - 8, y), cost.variant, "black", font, anchor="rm")
         draw.rectangle((_LABELS, y - 9, place(cost.ratio), y + 9), _BAR)
-        draw.line((floor, y - 12, floor, y + 12), _FLOOR, 3)
-        draw.text((max(place(cost.ratio), floor) + 8, y), f"{cost.ratio:.3f}", "black", font, anchor="lm")
+        draw.line((least, y - 12, least, y + 12), _FLOOR, 3)
+        draw.text((max(place(cost.ratio), least) + 8, y), f"{cost.ratio:.3f}", "black", font, anchor="lm")
     return image

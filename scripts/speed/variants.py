@@ -28,7 +28,7 @@ class Bench:
     model: ModelPatcher
     adapter: Adapter
     references: Callable[[int], ReferenceCache]
-    """So many, as Encode Reference makes them of pictures of 512×512 pixels."""
+    """So many, as Encode Reference makes them of pictures of the size that the model was trained at."""
 
     def reading(self, references: int = 1, **settings: Any) -> ModelPatcher:
         """With DreamCache. `settings`: of the injection."""
