@@ -91,7 +91,8 @@ class TrainingSettings:
 
     `warm_up`: steps of rising learning rate. `cosine`: whether the rate then falls to 0. `clip`: largest norm of the
     gradients. `ema`: decay of the averaged weights, 0 for none. `min_snr`: γ of min-SNR weighting (arXiv 2303.09556),
-    0 for none.
+    0 for none. `timestep_bias`: of timestep t, how often it is drawn is proportional to its power t^bias: 0 draws all
+    alike, and more the noisy ones more often, which are where a reference tells most.
     """
 
     steps: int = 200_000
@@ -103,6 +104,7 @@ class TrainingSettings:
     clip: float = 1.0
     ema: float = 0.9999
     min_snr: float = 0.0
+    timestep_bias: float = 0.0
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
@@ -128,7 +130,7 @@ def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -
     with torch.no_grad():
         latents = base.encode_images(batch.targets, batch.target_keys)
         references = base.encode_images(batch.references, batch.reference_keys)
-        draws = draw(batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed)
+        draws = draw(batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed, settings.timestep_bias)
         timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in draws)
         cache = base.cache(references, reference_noise)
         prompts = base.encode_prompts(batch.prompts)
@@ -138,10 +140,16 @@ def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -
     return error * loss_weight(sigma, base.predicts_v, settings.min_snr)
 
 
-def draw(numbers: Sequence[int], shape: Sequence[int], timesteps: int, seed: int) -> tuple[torch.Tensor, ...]:
+def draw(
+    numbers: Sequence[int], shape: Sequence[int], timesteps: int, seed: int, timestep_bias: float = 0.0
+) -> tuple[torch.Tensor, ...]:
     """What is random of samples: timesteps (batch,), noise and the references' noise (batch, *shape)."""
     generators = [np.random.default_rng([seed, number]) for number in numbers]
     drawn_timesteps = torch.tensor([generator.integers(timesteps) for generator in generators])
+    if timestep_bias:
+        # Of a uniform number, this power has the density that is asked for.
+        uniform = (drawn_timesteps.double() + 0.5) / timesteps
+        drawn_timesteps = (timesteps * uniform ** (1 / (1 + timestep_bias))).long()
     noise, reference_noise = (
         torch.from_numpy(np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators]))
         for _ in range(2)

@@ -261,6 +261,14 @@ def test_the_loss_is_the_textbooks(structure: str) -> None:
     torch.testing.assert_close(min_snr, textbook * weight, rtol=1e-3, atol=0)
 
 
+def test_noisy_timesteps_are_drawn_more_often_if_they_should_be() -> None:
+    uniform, noisy = (draw(range(4000), (1,), 1000, 0, bias)[0] for bias in (0.0, 1.0))
+    assert 0 <= noisy.min() < noisy.max() <= 999
+    # Of a density that rises as t does, three quarters lie in the upper half, and the rest is drawn as before.
+    assert (uniform >= 500).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (noisy >= 500).float().mean() == pytest.approx(0.75, abs=0.03)
+
+
 def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
     whole, cut, checkpointed = new_trainer(), new_trainer(), new_trainer(checkpointing=True)
     first = whole.train([batch(0)])

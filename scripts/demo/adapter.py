@@ -60,8 +60,10 @@ class Training:
     frozen_base: Any
 
     def settings(self, steps: int) -> Any:
-        """The network is much smaller than the paper's, so it learns at a higher rate, and from fewer samples."""
-        return self.core.TrainingSettings(steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998)
+        """The network is much smaller than the paper's, so it learns at a higher rate, and must from fewer samples."""
+        return self.core.TrainingSettings(
+            steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=1.0
+        )
 
     def untrained(self, networks: Any, variant: Variant) -> Any:
         adapter = self.core.untrained_adapter(self.patching.structure_of(networks.model), 0, variant.stages)
