@@ -7,6 +7,7 @@ python3 scripts/make_demo.py scenes        draws scenes and references, and enco
 python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
 python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
+python3 scripts/make_demo.py gpu           goes on with both on a GPU
 python3 scripts/make_demo.py yardstick     trains what measures them, and puts it where tests find it
 python3 scripts/make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
 python3 scripts/make_demo.py ablations     trains adapters that differ in one thing each, and measures them
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import time
+from pathlib import Path
 
 import environment
 
@@ -34,6 +37,8 @@ from dreamcache_core.train import import_pack  # noqa: E402
 
 # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
 args.use_pytorch_cross_attention = True
+# Weights that are trained, on a GPU too, where ComfyUI halves them.
+args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
 args.cpu = not torch.cuda.is_available()
 
 PACK = import_pack(ENVIRONMENT.comfyui, args.cpu)
@@ -50,9 +55,9 @@ CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
     )
 )
 
-from demo import adapter, artwork, autoencoder, base, evaluation, package, results, scenes, yardstick  # noqa: E402
+from demo import adapter, artwork, autoencoder, base, evaluation, loop, on_gpu, package, results, scenes, yardstick  # noqa: E402
 
-STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "yardstick", "results", "ablations")
+STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "gpu", "yardstick", "results", "ablations")
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
@@ -77,13 +82,15 @@ def main() -> None:
             _make_base(options.count or base.STEPS)
         case "adapter":
             _make_adapter(options.count or adapter.STEPS)
+        case "gpu":
+            _make_on_gpu(options.seconds, options.output)
         case "yardstick":
             steps = options.count or yardstick.STEPS
             half = {name: tensor.half() for name, tensor in yardstick.train_yardstick(steps).items()}
             artwork.copy_some_held_out(YARDSTICK.parent)
             write_file(YARDSTICK, "demo yardstick", 1, package.provenance(steps=steps, batch=yardstick.BATCH), half)
         case "results":
-            _make_results()
+            _make_results(options)
         case "ablations":
             _make_ablations(options.count or adapter.ABLATION_STEPS)
 
@@ -111,11 +118,39 @@ def _make_adapter(steps: int) -> None:
     print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
 
 
-def _make_results() -> None:
+def _make_on_gpu(seconds: int, output: Path) -> None:
+    clock = on_gpu.Clock(time.monotonic(), time.monotonic() + 0.5 * seconds, time.monotonic() + seconds)
+    queue = on_gpu.start_drawing(on_gpu.workers())
+    output.mkdir(parents=True, exist_ok=True)
+    weights = load_file(MODEL)
+    networks = NETWORK.demo_networks(weights)
+    file = CORE.load_adapter(ADAPTER)
+    trained = file.adapter.float().to(loop.DEVICE).train()
+    base = adapter.demo_base(FROZEN_BASE.ComfyUIBase, adapter.Variant())(
+        networks.model, networks.vae, networks.clip, trained, torch.bfloat16
+    )
+    contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
+    clock.say(f"{len(contexts)} captions are encoded")
+    autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
+    unet = networks.model.model.diffusion_model.to(loop.DEVICE)
+    pool = on_gpu.Pool(
+        queue, lambda images: networks.model.model.process_latent_in(autoencoder.encode(images * 2 - 1)), contexts
+    )
+    while pool.count < on_gpu.FIRST:
+        pool.fill(wait=True)
+    clock.say(f"{pool.count} scenes are drawn")
+    on_gpu.train_base(unet, pool, base.sigmas, clock, output)
+    base.load()
+    on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
+
+
+def _make_results(options: argparse.Namespace) -> None:
     studio, judge = _studio()
     trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
-    for write in (results.write_strip, results.write_scores, results.write_views, results.write_pairs):
-        write(studio, judge, trained)
+    parts = {"strip": results.write_strip, "scores": results.write_scores}
+    parts |= {"views": results.write_views, "pairs": results.write_pairs}
+    for part in options.parts or parts:
+        parts[part](studio, judge, trained)
 
 
 def _make_ablations(steps: int) -> None:
@@ -140,6 +175,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
+    parser.add_argument("--parts", nargs="+", help="of the results: strip, scores, views, pairs (default: all)")
+    parser.add_argument("--seconds", type=int, default=600, help="that a GPU trains (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=artwork.DEMO / "gpu", help="for what it trains")
     return parser.parse_args()
 
 

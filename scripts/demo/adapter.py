@@ -79,7 +79,7 @@ class Training:
     def run(self, networks: Any, scenes: Scenes, folder: Path, steps: int, variant: Variant) -> Any:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
         settings, adapter = self.settings(steps), self.untrained(networks, variant)
-        base = _demo_base(self.frozen_base.ComfyUIBase, variant)(
+        base = demo_base(self.frozen_base.ComfyUIBase, variant)(
             networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
         )
         base.load()
@@ -113,7 +113,7 @@ class Training:
             ]
 
 
-def _demo_base(comfyui_base: type, variant: Variant) -> type:
+def demo_base(comfyui_base: type, variant: Variant) -> type:
     """A frozen base that takes latents for pictures, since those of scenes are known, and varies the caching pass."""
 
     class DemoBase(comfyui_base):

@@ -1,4 +1,4 @@
-"""Attention that trains quickly on a CPU with few channels a head, where PyTorch's takes half the time of a step."""
+"""Attention that trains quickly with few channels a head: on a CPU, PyTorch's takes half the time of a step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .artwork import DEMO
 from .loop import DEVICE
@@ -21,10 +22,23 @@ _CHANNELS = (4, 8, 16)
 
 
 def options() -> dict[str, Any]:
-    """The transformer_options that put it in place of ComfyUI's: none on a GPU, which has a better one, and none
-    without a compiler.
-    """
-    return {"optimized_attention_override": _attention} if DEVICE.type == "cpu" and shutil.which("g++") else {}
+    """The transformer_options that put it in place of ComfyUI's."""
+    if DEVICE.type == "cuda":
+        return {"optimized_attention_override": _padded}
+    return {"optimized_attention_override": _attention} if shutil.which("g++") else {}
+
+
+def _padded(
+    _: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """PyTorch's, whose kernels that don't keep all weights want 8 channels a head, or a multiple."""
+    channels = query.shape[-1] // heads
+    query, key, value = (
+        F.pad(tensor.unflatten(-1, (heads, channels)).transpose(1, 2), (0, -channels % 8))
+        for tensor in (query, key, value)
+    )
+    out = F.scaled_dot_product_attention(query, key, value, scale=channels**-0.5)
+    return out[..., :channels].transpose(1, 2).flatten(2)
 
 
 def _attention(

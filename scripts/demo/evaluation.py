@@ -79,12 +79,14 @@ def pasted(picture: np.ndarray, subject: Subject) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of some pictures, means. `retrieval`: how often the subject is found among all held-out ones. `background`: how
-    often it is the one that was asked for. `colour`: distance of the subject's colours, 0…1, and `structure`:
-    correlation of its brightness, -1…1, both where the subject fits best.
+    """Of some pictures, means. `retrieval`: how often the subject is found among all held-out ones. `rank`: of how many
+    of the others, 0…1, the picture is less like. `background`: how often it is the one that was asked for. `colour`:
+    distance of the subject's colours, 0…1, and `structure`: correlation of its brightness, -1…1, both where the subject
+    fits best.
     """
 
     retrieval: float
+    rank: float
     background: float
     colour: float
     structure: float
@@ -103,9 +105,13 @@ class Judge:
         """`pictures`: each (128, 128, 3) uint8."""
         images = np.stack(pictures)
         found, backgrounds = self.name(images)
+        likeness = self._see(images)[0] @ self._gallery.T
+        right = likeness[range(len(of)), [self._subjects.index(case.subject.key) for case in of]]
+        others = len(self._subjects) - 1
         fits = [best_fit(case.subject, image) for case, image in zip(of, images, strict=True)]
         return Scores(
             float(np.mean([subject == case.subject.key for subject, case in zip(found, of, strict=True)])),
+            float((likeness < right.unsqueeze(1)).sum(1).float().mean() / others),
             float(np.mean([background == case.background for background, case in zip(backgrounds, of, strict=True)])),
             float(np.mean([colour for colour, _ in fits])),
             float(np.mean([structure for _, structure in fits])),
