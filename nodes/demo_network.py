@@ -114,7 +114,8 @@ def demo_networks(tensors: Mapping[str, torch.Tensor], disable_dynamic: bool = F
         part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
         for part in ("unet", "text_encoder", "autoencoder")
     }
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    # The class that ComfyUI uses for its own models; before dynamic VRAM came there was only one.
+    kind = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     return DemoNetworks(
         _model(weights["unet"], kind),
         _clip(weights["text_encoder"], disable_dynamic),
@@ -131,7 +132,8 @@ def _model(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> ModelP
     patcher = kind(model, load_device=device, offload_device=offload_device)
     if weights:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
+        dynamic = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+        model.diffusion_model.load_state_dict(weights, assign=dynamic)
     return patcher
 
 
@@ -140,7 +142,7 @@ def _clip(weights: dict[str, torch.Tensor], disable_dynamic: bool) -> CLIP:
         comfy.supported_models.SD15({}).clip_target(),
         tokenizer_data={"clip_l_max_length": TOKENS},
         model_options={"clip_l_model_config": _TEXT},
-        disable_dynamic=disable_dynamic,
+        **({"disable_dynamic": True} if disable_dynamic else {}),
     )
     if weights:
         clip.load_sd(weights, full_model=True)

@@ -147,7 +147,7 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
 def _make_results(options: argparse.Namespace) -> None:
     studio, judge = _studio()
     trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
-    parts = {"strip": results.write_strip, "scores": results.write_scores}
+    parts = {"strip": results.write_strip, "sheet": results.write_sheet, "scores": results.write_scores}
     parts |= {"views": results.write_views, "pairs": results.write_pairs}
     for part in options.parts or parts:
         parts[part](studio, judge, trained)
@@ -175,7 +175,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
-    parser.add_argument("--parts", nargs="+", help="of the results: strip, scores, views, pairs (default: all)")
+    parser.add_argument("--parts", nargs="+", help="of the results: strip, sheet, scores, views, pairs (default: all)")
     parser.add_argument("--seconds", type=int, default=600, help="that a GPU trains (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=artwork.DEMO / "gpu", help="for what it trains")
     return parser.parse_args()

@@ -13,8 +13,9 @@ import tomllib
 import torch
 from comfyui_server import ComfyUIServer
 from dreamcache.nodes.needs import OLDEST_COMFYUI
-from graph import Link, Scene, failure, output, triplets_folder
+from graph import Graph, Link, Scene, failure, output, triplets_folder
 from miniature import models
+from workflow_prompt import demo_prompt, set_inputs
 
 ROOT = environment.ROOT
 PACKS = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "miniature"}
@@ -29,14 +30,17 @@ def two_subjects(scene: Scene) -> Link:
     return scene.apply(model, reference_cache=scene.encode(seed=3), strength=0.5, image_guidance=2.0)
 
 
-def everything(server: ComfyUIServer) -> tuple[torch.Tensor, torch.Tensor]:
-    """What two references draw, and what an adapter that was trained for two steps draws."""
+def everything(server: ComfyUIServer) -> tuple[torch.Tensor, ...]:
+    """What two references draw, what an adapter that was trained for two steps draws, and what the demo model draws."""
     scene = Scene(server)
     drawn = scene.sample(two_subjects(scene), steps=2)
     triplets_folder(server)
     scene = Scene(server)
     trained = scene.train("everything", steps=2)
-    return drawn, scene.sample(scene.apply(scene.model, adapter=trained), steps=1)
+    demo = Graph(server, demo_prompt(server))
+    set_inputs(demo.prompt, "KSampler", steps=2)
+    (sampler,) = (number for number, node in demo.prompt.items() if node["class_type"] == "KSampler")
+    return drawn, scene.sample(scene.apply(scene.model, adapter=trained), steps=1), demo.latents([sampler, 0])
 
 
 def nodes_of(server: ComfyUIServer) -> set[str]:
@@ -44,22 +48,21 @@ def nodes_of(server: ComfyUIServer) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(server: ComfyUIServer) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(server: ComfyUIServer) -> tuple[torch.Tensor, ...]:
     return everything(server)
 
 
 @pytest.mark.skipif("COMFYUI_PATH" in os.environ, reason="older ones run on the environment's packages")
 @pytest.mark.parametrize("version", environment.OLDER_COMFYUIS)
 def test_an_older_comfyui_has_every_node_and_draws_the_same(
-    server: ComfyUIServer, expected: tuple[torch.Tensor, torch.Tensor], version: str
+    server: ComfyUIServer, expected: tuple[torch.Tensor, ...], version: str
 ) -> None:
     made = environment.older(version)
     with ComfyUIServer(made, PACKS) as older:
         older.upload_image(environment.ensure().comfyui / "input" / "example.png")
         assert nodes_of(older) == nodes_of(server)
-        drawn, trained = everything(older)
-        assert torch.equal(drawn, expected[0])
-        assert torch.equal(trained, expected[1])
+        made_there = everything(older)
+        assert all(torch.equal(one, other) for one, other in zip(made_there, expected, strict=True))
         scene = Scene(older)
         other = scene.add("MiniatureModel", structure="sd21", seed=models.SEED)
         own = {"model": other, "clip": output(other, 1), "vae": output(other, 2)}

@@ -21,6 +21,8 @@ from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
 SAMPLING = {"steps": 25, "cfg": 3.5, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": SIZE}
+IMAGE_GUIDANCE = 3.0
+"""What the template sets Apply DreamCache to."""
 SHIPPED = Variant()
 TOGETHER = 24
 """Pictures that are drawn as one batch."""
@@ -214,7 +216,7 @@ class Studio:
         mirrored or not, and with something in front of it in two of five.
         """
         references = [reference_of(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
-        settings = self.samples.SampleSettings(seed=seed, **SAMPLING)
+        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         cache = self._encode_references(torch.from_numpy(np.stack(references)).float() / 255, 1)
         model = settings.inject(self.networks.model, adapter, cache)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
@@ -222,7 +224,7 @@ class Studio:
     @torch.no_grad()
     def draw_pair(self, left: Case, right: Case, adapter: Any, seed: int) -> np.ndarray:
         """Two subjects side by side, (128, 256, 3) uint8: each has its prompt's area, and is Apply's region."""
-        settings = self.samples.SampleSettings(seed=seed, **SAMPLING)
+        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         model, positive, side = self.networks.model, [], SIZE // 8
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)

@@ -14,7 +14,18 @@ from PIL import Image
 
 from .adapter import Variant
 from .artwork import DEMO
-from .evaluation import Case, Judge, Scores, Studio, cases, composite, held_out_subjects, pasted, reference
+from .evaluation import (
+    IMAGE_GUIDANCE,
+    Case,
+    Judge,
+    Scores,
+    Studio,
+    cases,
+    composite,
+    held_out_subjects,
+    pasted,
+    reference,
+)
 
 PAGE = ROOT / "web" / "docs" / "demo_model.md"
 IMAGES = ROOT / "web" / "docs" / "images"
@@ -68,10 +79,24 @@ def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
         part = judge.measure([of[place] for place in places], [pictures[place] for place in places])
         print(f"held out by {kind}: {part}", flush=True)
         _keep({f"held out by {kind}": asdict(part)})
-    columns = ("no adapter (the floor)", *(f"DreamCache, strength {strength}" for strength in ("0.5", "1", "1.25")))
-    columns += ("DreamCache, strength 1, image guidance 2", "copy and paste")
-    references = [(reference(studio.core, case.subject).numpy() * 255).round().astype(np.uint8) for case in of]
-    _sheet(studio, of, [references, *(drawn[name] for name in columns)], ("reference", *columns), "demo_results.jpg")
+
+
+def write_sheet(studio: Studio, judge: Judge, adapter: Any) -> None:
+    """The page's picture: cases at equal distances, drawn without and with an adapter."""
+    of = cases()[:: len(cases()) // _ON_SHEET][:_ON_SHEET]
+    plain, others = studio.draw(of), studio.draw(of, seed=1000)
+    columns = {
+        "reference": [(reference(studio.core, case.subject).numpy() * 255).astype(np.uint8) for case in of],
+        "no adapter": plain,
+        **{
+            f"DreamCache, image guidance {guidance:g}": studio.draw(of, adapter, image_guidance=guidance)
+            for guidance in (1.0, 2.0, 3.0)
+        },
+        "copy and paste": [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)],
+    }
+    rows = [[Image.fromarray(picture) for picture in row] for row in zip(*columns.values(), strict=True)]
+    sheet = studio.core.contact_sheet(rows, [case.prompt for case in of], list(columns), side=128)
+    sheet.save(IMAGES / "demo_results.jpg", quality=85)
 
 
 def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
@@ -79,7 +104,7 @@ def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
     (subject,) = (one for one in held_out_subjects() if (one.vendor, one.name) == SHIPPED_SUBJECT)
     of = [Case(subject, background) for background in STRIP]
     pictures = [studio.core.to_image(reference(studio.core, subject))]
-    pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter)]
+    pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter, image_guidance=IMAGE_GUIDANCE)]
     columns = ["reference", *(case.prompt for case in of)]
     studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(
         IMAGES / "demo.png"
@@ -171,13 +196,3 @@ def _keep(scores: Mapping[str, Any]) -> None:
     """In a file beside the others, for whoever asks again."""
     known = json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.exists() else {}
     SCORES.write_text(json.dumps({**known, **scores}, indent=1), encoding="utf-8")
-
-
-def _sheet(
-    studio: Studio, of: Sequence[Case], columns: Sequence[Sequence[np.ndarray]], head: Sequence[str], name: str
-) -> None:
-    rows = [
-        [Image.fromarray(pictures[place]) for pictures in columns] for place in range(0, len(of), len(of) // _ON_SHEET)
-    ][:_ON_SHEET]
-    labels = [of[place].prompt for place in range(0, len(of), len(of) // _ON_SHEET)][:_ON_SHEET]
-    studio.core.contact_sheet(rows, labels, list(head)).save(IMAGES / name, quality=85)
