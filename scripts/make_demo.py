@@ -100,8 +100,12 @@ def _make_base(steps: int) -> None:
     weights |= base.train_base(NETWORK.demo_networks(weights), steps)
     # The same latents, and better pictures of them.
     weights |= load_file(package.DECODER)
+    _write_model(weights, {"steps": steps, "batch": base.BATCH})
+
+
+def _write_model(weights: dict[str, torch.Tensor], trained: dict[str, int]) -> None:
     networks = NETWORK.demo_networks(weights)
-    header = package.provenance(steps=steps, batch=base.BATCH)
+    header = package.provenance(**trained)
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
@@ -139,9 +143,14 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     while pool.count < on_gpu.FIRST:
         pool.fill(wait=True)
     clock.say(f"{pool.count} scenes are drawn")
-    on_gpu.train_base(unet, pool, base.sigmas, clock, output)
+    steps = on_gpu.train_base(unet, pool, base.sigmas, clock, output)
     base.load()
-    on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
+    steps_of_adapter = on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
+    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
+    _write_model(weights, {"steps_on_gpu": steps, "batch_on_gpu": on_gpu.BATCH})
+    provenance = CORE.Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
+    trained.provenance = (*trained.provenance, provenance)
+    CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
 
 
 def _make_results(options: argparse.Namespace) -> None:

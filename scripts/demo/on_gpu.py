@@ -121,8 +121,11 @@ def all_captions() -> list[str]:
     return [caption(name, background) for name in names for background in BACKGROUNDS]
 
 
-def train_base(unet: nn.Module, pool: Pool, sigmas: torch.Tensor, clock: Clock, output: Path) -> None:
-    """Train the U-Net in place, with the loss that `base.train_base` has; the text encoder stays as it is."""
+def train_base(unet: nn.Module, pool: Pool, sigmas: torch.Tensor, clock: Clock, output: Path) -> int:
+    """Train the U-Net in place, with the loss that `base.train_base` has; the text encoder stays as it is.
+
+    Returns the number of steps.
+    """
 
     def loss() -> torch.Tensor:
         latents, _, context = pool.draw(BATCH, NO_PROMPT)
@@ -140,12 +143,14 @@ def train_base(unet: nn.Module, pool: Pool, sigmas: torch.Tensor, clock: Clock, 
         for number, part in enumerate(_parts(half)):
             save_file(part, output / f"unet_{number}.safetensors")
 
-    averaged = _train(unet, loss, save, pool, clock, clock.base, BASE_RATE)
-    unet.load_state_dict(averaged.state_dict())
+    return _train(unet, loss, save, pool, clock, clock.base, BASE_RATE)
 
 
-def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> None:
-    """Train an adapter in place, with the loss that the project's trainer has, and its noise drawn by the GPU."""
+def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
+    """Train an adapter in place, with the loss that the project's trainer has, and its noise drawn by the GPU.
+
+    Returns the number of steps.
+    """
 
     def loss() -> torch.Tensor:
         latents, references, context = pool.draw(BATCH, NO_PROMPT_FOR_ADAPTER)
@@ -161,8 +166,7 @@ def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: C
         tensors = {name: tensor.cpu().contiguous() for name, tensor in averaged.state_dict().items()}
         save_file(tensors, output / "adapter.safetensors")
 
-    averaged = _train(adapter, loss, save, pool, clock, clock.adapter, ADAPTER_RATE)
-    adapter.load_state_dict(averaged.state_dict())
+    return _train(adapter, loss, save, pool, clock, clock.adapter, ADAPTER_RATE)
 
 
 def _train(
@@ -173,8 +177,11 @@ def _train(
     clock: Clock,
     end: float,
     learning_rate: float,
-) -> nn.Module:
-    """Train until `end`. The rate rises and falls with time. Returns a copy with averaged weights."""
+) -> int:
+    """Train in place until `end`; the rate rises and falls with time. Its weights end as their averages.
+
+    Returns the number of steps.
+    """
     parameters: list[torch.Tensor] = list(network.requires_grad_().parameters())
     averaged = copy.deepcopy(network).requires_grad_(False)
     averages: list[torch.Tensor] = list(averaged.parameters())
@@ -205,8 +212,8 @@ def _train(
             saved = time.monotonic()
     save(averaged)
     clock.say(f"{step - 1} steps of {BATCH}")
-    network.requires_grad_(False)
-    return averaged
+    network.requires_grad_(False).load_state_dict(averaged.state_dict())
+    return step - 1
 
 
 def _parts(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
