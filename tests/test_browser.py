@@ -219,7 +219,7 @@ def test_the_help_panel_shows_our_pages(front_end: FrontEnd) -> None:
     page = front_end.page
     help_page = page.locator(".node-help-content")
     for number, (node, title) in enumerate(NODES.items()):
-        front_end.add(node, (150 + 40 * number, 150 + 40 * number))
+        front_end.add(node, (150 + 34 * number, 150 + 34 * number))
         page.mouse.click(*front_end.title(node))
         if not number:
             page.get_by_test_id("info-button").click()

@@ -38,9 +38,11 @@ def painted(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def saved(server: ComfyUIServer, painted: str) -> str:
     """The reference that the workflow for one saves, which another loads."""
+    folder = server.base / "models" / "dreamcache_references"
+    before = set(folder.glob("my_subject_*"))
     shown = server.run(prompt_of(server, SAVING, painted)).images
     assert len(shown) == 2
-    (path,) = (server.base / "models" / "dreamcache_references").glob("my_subject_*")
+    (path,) = set(folder.glob("my_subject_*")) - before
     return path.name
 
 
