@@ -147,14 +147,18 @@ def draw(
     generators = [np.random.default_rng([seed, number]) for number in numbers]
     drawn_timesteps = torch.tensor([generator.integers(timesteps) for generator in generators])
     if timestep_bias:
-        # Of a uniform number, this power has the density that is asked for.
-        uniform = (drawn_timesteps.double() + 0.5) / timesteps
-        drawn_timesteps = (timesteps * uniform ** (1 / (1 + timestep_bias))).long()
+        drawn_timesteps = biased_timesteps((drawn_timesteps.double() + 0.5) / timesteps, timesteps, timestep_bias)
     noise, reference_noise = (
         torch.from_numpy(np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators]))
         for _ in range(2)
     )
     return drawn_timesteps, noise, reference_noise
+
+
+def biased_timesteps(uniform: torch.Tensor, timesteps: int, bias: float) -> torch.Tensor:
+    """Of numbers that are uniform in 0…1, timesteps drawn as TrainingSettings has it; the same shape, int64."""
+    # Of a uniform number, this power has the density that is asked for.
+    return (timesteps * uniform ** (1 / (1 + bias))).long()
 
 
 class Trainer:

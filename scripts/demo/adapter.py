@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
+
 from . import attention
 from .loop import on_device
 from .scenes import Scenes
 
 STEPS = 10_000
 ABLATION_STEPS = 1_000
-NO_PROMPT = 0.07
-"""How often the prompt is left empty, as in the trainer's own data."""
+TIMESTEP_BIAS = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Training:
     def settings(self, steps: int) -> Any:
         """The network is much smaller than the paper's, so it learns at a higher rate, and must from fewer samples."""
         return self.core.TrainingSettings(
-            steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=1.0
+            steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=TIMESTEP_BIAS
         )
 
     def untrained(self, networks: Any, variant: Variant) -> Any:
@@ -101,7 +102,7 @@ class Training:
             random = np.random.default_rng([5, settings.seed, step])
             chosen = random.integers(len(scenes), size=settings.batch)
             captions = [scenes.captions[scene] for scene in chosen]
-            empty = random.random(settings.batch) < NO_PROMPT
+            empty = random.random(settings.batch) < EMPTY_PROMPT_PROBABILITY
             base.captions = captions
             yield [
                 self.core.Batch(

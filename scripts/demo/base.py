@@ -45,16 +45,28 @@ def train_base(networks: Any, steps: int = STEPS, batch: int = BATCH) -> dict[st
         tokens[random.random(batch) < NO_PROMPT] = empty
         timesteps = on_device(random.integers(len(sigmas), size=batch))
         noise = on_device(random.standard_normal(latents.shape, dtype=np.float32))
-        sigma = sigmas[timesteps].reshape(-1, 1, 1, 1)
-        scale = (1 + sigma**2).rsqrt()
         context, _ = text_encoder.clip_l(tokens.tolist())
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            noised = scale * (latents + sigma * noise)
-            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
-        return (v - scale * (noise - sigma * latents)).square().mean()
+        return v_loss(unet, latents, sigmas, timesteps, noise, context)
 
     trained = train(network, loss_of_step, DEMO / "base", steps=steps, learning_rate=8e-4)
     return trained.state_dict()
+
+
+def v_loss(
+    unet: nn.Module,
+    latents: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+    context: torch.Tensor,
+) -> torch.Tensor:
+    """The usual denoising loss of a batch, for v. `sigmas`: of all timesteps."""
+    sigma = sigmas[timesteps].reshape(-1, 1, 1, 1)
+    scale = (1 + sigma**2).rsqrt()
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        noised = scale * (latents + sigma * noise)
+        v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
+    return (v - scale * (noise - sigma * latents)).square().mean()
 
 
 def prompt_tokens(clip: Any, prompt: str) -> list[int]:

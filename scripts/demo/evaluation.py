@@ -54,11 +54,9 @@ def cases() -> list[Case]:
     return [Case(held_out[place], names[number % len(names)]) for number, place in enumerate(order)]
 
 
-def reference(core: Any, subject: Subject, flip: bool = False) -> torch.Tensor:
+def reference(core: Any, subject: Subject) -> torch.Tensor:
     """A subject as Encode Reference cuts it out: (128, 128, 3), 0…1."""
     picture = core.to_tensor(subject.picture())
-    if flip:
-        picture = picture.flip(1)
     (on_white,) = core.subject_on_white(picture[None, ..., :3], picture[None, ..., 3], SIZE)
     return on_white
 
@@ -106,8 +104,8 @@ class Judge:
     def measure(self, of: Sequence[Case], pictures: Sequence[np.ndarray]) -> Scores:
         """`pictures`: each (128, 128, 3) uint8."""
         images = np.stack(pictures)
-        found, backgrounds = self.name(images)
-        likeness = self._see(images)[0] @ self._gallery.T
+        likeness, logits = self._compare(images)
+        found, backgrounds = self._names(likeness, logits)
         right = likeness[range(len(of)), [self._subjects.index(case.subject.key) for case in of]]
         others = len(self._subjects) - 1
         fits = [best_fit(case.subject, image) for case, image in zip(of, images, strict=True)]
@@ -121,10 +119,17 @@ class Judge:
 
     def name(self, images: np.ndarray) -> tuple[list[str], list[str]]:
         """Key of the held-out subject that each picture is likest to, and its background."""
+        return self._names(*self._compare(images))
+
+    def _compare(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Likeness of each picture to each held-out subject, and its logits of backgrounds."""
         embeddings, logits = self._see(images)
+        return embeddings @ self._gallery.T, logits
+
+    def _names(self, likeness: torch.Tensor, logits: torch.Tensor) -> tuple[list[str], list[str]]:
+        found, backgrounds = (scores.argmax(1).tolist() for scores in (likeness, logits))
         names = list(BACKGROUNDS)
-        found = (embeddings @ self._gallery.T).argmax(1).tolist()
-        return [self._subjects[place] for place in found], [names[place] for place in logits.argmax(1).tolist()]
+        return [self._subjects[place] for place in found], [names[place] for place in backgrounds]
 
     @torch.no_grad()
     def _see(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,17 +21,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from . import attention
-from .adapter import NO_PROMPT as NO_PROMPT_FOR_ADAPTER
+from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
+
+from .adapter import TIMESTEP_BIAS
 from .artwork import trained_subjects
-from .base import NO_PROMPT
+from .base import NO_PROMPT, v_loss
 from .loop import DEVICE, as_tensor
 from .scenes import draw_scenes
 from .world import BACKGROUNDS, caption
 
 BATCH = 1_536
 BASE_RATE, ADAPTER_RATE = 1.5e-3, 3e-3
-TIMESTEP_BIAS = 1.0
 _BLOCK = 128
 """Scenes that are drawn, and encoded, together."""
 FIRST = 4_096
@@ -130,13 +130,7 @@ def train_base(unet: nn.Module, pool: Pool, sigmas: torch.Tensor, clock: Clock, 
     def loss() -> torch.Tensor:
         latents, _, context = pool.draw(BATCH, NO_PROMPT)
         timesteps = torch.randint(len(sigmas), (len(latents),), device=DEVICE)
-        noise = torch.randn_like(latents)
-        sigma = sigmas[timesteps].reshape(-1, 1, 1, 1)
-        scale = (1 + sigma**2).rsqrt()
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            noised = scale * (latents + sigma * noise)
-            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
-        return (v - scale * (noise - sigma * latents)).square().mean()
+        return v_loss(unet, latents, sigmas, timesteps, torch.randn_like(latents), context)
 
     def save(averaged: nn.Module) -> None:
         half = {name: tensor.half().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
@@ -153,10 +147,10 @@ def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: C
     """
 
     def loss() -> torch.Tensor:
-        latents, references, context = pool.draw(BATCH, NO_PROMPT_FOR_ADAPTER)
+        latents, references, context = pool.draw(BATCH, EMPTY_PROMPT_PROBABILITY)
         cache = base.cache(references, torch.randn_like(references))
         uniform = torch.rand(len(latents), device=DEVICE)
-        sigma = base.sigmas[(len(base.sigmas) * uniform ** (1 / (1 + TIMESTEP_BIAS))).long()]
+        sigma = base.sigmas[core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)]
         noised = latents + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(latents)
         denoised = base.denoise(noised, sigma, core.EncodedPrompts(context), cache)
         error = (denoised - latents).square().flatten(1).mean(1)
