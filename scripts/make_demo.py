@@ -6,6 +6,7 @@ python3 scripts/make_demo.py autoencoder   trains what turns pictures into laten
 python3 scripts/make_demo.py scenes        draws scenes and references, and encodes them
 python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
+python3 scripts/make_demo.py joint         goes on with the U-Net, together with an adapter
 python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
 python3 scripts/make_demo.py gpu           goes on with both on a GPU
 python3 scripts/make_demo.py yardstick     trains what measures them, and puts it where tests find it
@@ -17,7 +18,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +36,8 @@ import torch  # noqa: E402
 from comfy.cli_args import args  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from dreamcache_core.files import write_file  # noqa: E402
+from dreamcache_core.files import read_shapes, write_file  # noqa: E402
+from dreamcache_core.processes import join_processes  # noqa: E402
 from dreamcache_core.train import import_pack  # noqa: E402
 
 # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
@@ -55,9 +60,25 @@ CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
     )
 )
 
-from demo import adapter, artwork, autoencoder, base, evaluation, loop, on_gpu, package, results, scenes, yardstick  # noqa: E402
+from demo import (  # noqa: E402
+    adapter,
+    artwork,
+    autoencoder,
+    base,
+    evaluation,
+    joint,
+    loop,
+    on_gpu,
+    package,
+    results,
+    scenes,
+    yardstick,
+)
 
-STEPS = ("artwork", "autoencoder", "scenes", "decoder", "base", "adapter", "gpu", "yardstick", "results", "ablations")
+STEPS = (
+    *("artwork", "autoencoder", "scenes", "decoder", "base", "joint", "adapter", "gpu"),
+    *("yardstick", "results", "ablations"),
+)
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
@@ -66,6 +87,9 @@ YARDSTICK = environment.ROOT / "tests" / "subjects" / "yardstick.safetensors"
 
 def main() -> None:
     options = _options()
+    if options.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.processes}")
+        sys.exit(subprocess.run([sys.executable, *launcher, *sys.argv], check=False).returncode)
     match options.step:
         case "artwork":
             artwork.fetch()
@@ -80,6 +104,8 @@ def main() -> None:
             scenes.write_scenes(NETWORK.demo_networks(load_file(package.AUTOENCODER)), options.count or scenes.COUNT)
         case "base":
             _make_base(options.count or base.STEPS)
+        case "joint":
+            _make_joint(options.count or joint.STEPS)
         case "adapter":
             _make_adapter(options.count or adapter.STEPS)
         case "gpu":
@@ -100,23 +126,48 @@ def _make_base(steps: int) -> None:
     weights |= base.train_base(NETWORK.demo_networks(weights), steps)
     # The same latents, and better pictures of them.
     weights |= load_file(package.DECODER)
-    _write_model(weights, {"steps": steps, "batch": base.BATCH})
+    _write_model(weights, f"{steps:,} of {base.BATCH} scenes")
 
 
-def _write_model(weights: dict[str, torch.Tensor], trained: dict[str, int]) -> None:
+def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
+    """`trainings`: all that it has had, in words."""
     networks = NETWORK.demo_networks(weights)
-    header = package.provenance(**trained)
+    header = package.provenance(steps=", then ".join(trainings))
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
     package.write_model(MODEL, NETWORK.FILE_KIND, NETWORK.FILE_VERSION, weights, header)
 
 
+def _trainings() -> str:
+    """What the model's file says of them."""
+    return str(json.loads(read_shapes(MODEL)[0]["header"])["steps"])
+
+
+def _make_joint(steps: int) -> None:
+    processes = join_processes(args.cpu)
+    weights = load_file(MODEL)
+    networks = NETWORK.demo_networks(weights)
+    training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
+    begun = training.untrained(networks, adapter.Variant())
+    if ADAPTER.exists():
+        begun.load_state_dict(CORE.load_adapter(ADAPTER).adapter.state_dict())
+    trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
+    if processes.is_main:
+        weights |= {name: tensor for name, tensor in trained.items() if name.startswith("unet.")}
+        batch = joint.BATCH * processes.count
+        _write_model(weights, _trainings(), f"{steps:,} of {batch} triplets together with an adapter")
+        save_file({name: tensor for name, tensor in trained.items() if name.startswith("adapter.")}, package.JOINT)
+
+
 def _make_adapter(steps: int) -> None:
+    processes = join_processes(args.cpu)
     networks = NETWORK.demo_networks(load_file(MODEL))
     training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
     triplets = scenes.read_scenes()
-    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.Variant())
+    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.Variant(), processes)
+    if not processes.is_main:
+        return
     trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(triplets))
     CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
     print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
@@ -136,18 +187,17 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
     clock.say(f"{len(contexts)} captions are encoded")
     autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
-    unet = networks.model.model.diffusion_model.to(loop.DEVICE)
+    base.load()
     pool = on_gpu.Pool(
         queue, lambda images: networks.model.model.process_latent_in(autoencoder.encode(images * 2 - 1)), contexts
     )
     while pool.count < on_gpu.FIRST:
         pool.fill(wait=True)
     clock.say(f"{pool.count} scenes are drawn")
-    steps = on_gpu.train_base(unet, pool, base.sigmas, clock, output)
-    base.load()
+    steps = on_gpu.train_together(CORE, base, trained, pool, clock, output)
     steps_of_adapter = on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
-    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
-    _write_model(weights, {"steps_on_gpu": steps, "batch_on_gpu": on_gpu.BATCH})
+    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
+    _write_model(weights, _trainings(), f"{steps:,} of {on_gpu.BATCH:,} triplets together with an adapter, on a GPU")
     provenance = CORE.Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
     trained.provenance = (*trained.provenance, provenance)
     CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
@@ -177,13 +227,14 @@ def _studio() -> tuple[evaluation.Studio, evaluation.Judge]:
     network = yardstick.Yardstick()
     network.load_state_dict(load_file(YARDSTICK))
     networks = NETWORK.demo_networks(load_file(MODEL))
-    return evaluation.Studio(CORE, PATCHING, SAMPLES, ENCODE, networks), evaluation.Judge(CORE, network)
+    return evaluation.Studio(CORE, PATCHING, SAMPLES, ENCODE, networks), evaluation.Judge(network)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
+    parser.add_argument("--processes", type=int, default=1, help="that share the steps `joint` and `adapter`")
     parser.add_argument("--parts", nargs="+", help="of the results: strip, sheet, scores, views, pairs (default: all)")
     parser.add_argument("--seconds", type=int, default=600, help="that a GPU trains (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=artwork.DEMO / "gpu", help="for what it trains")

@@ -14,7 +14,7 @@ from comfyui_server import ComfyUIServer, Prompt
 from demo import artwork
 from demo.adapter import Training, Variant
 from demo.artwork import PACKAGES, Subject
-from demo.evaluation import Case, Judge, Studio
+from demo.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
 from demo.scenes import draw_scenes, encode_scenes
 from demo.yardstick import Yardstick
 from dreamcache import dreamcache_core
@@ -162,13 +162,13 @@ def test_it_draws_subjects_it_was_never_trained_on_where_the_prompt_puts_them(
 ) -> None:
     yardstick = Yardstick()
     yardstick.load_state_dict(load_file(SUBJECTS / "yardstick.safetensors"))
-    judge = Judge(dreamcache_core, yardstick)
+    judge = Judge(yardstick)
     studio = Studio(dreamcache_core, patching, samples, encode_reference, networks)
     adapter = patching.wrap_for_drawing(load_adapter(ADAPTER).adapter)
     # Five of them, each on four backgrounds.
     places = ["on a snowy field", "at sunset", "on a wooden table", "in a pink room"]
     of = [Case(subject, place) for subject in held_out[::5] for place in places]
-    with_reference = judge.measure(of, studio.draw(of, adapter, image_guidance=2.0))
+    with_reference = judge.measure(of, studio.draw(of, adapter, image_guidance=IMAGE_GUIDANCE))
     without = judge.measure(of, studio.draw(of))
     assert with_reference.rank >= without.rank + RANK_GAIN
     assert with_reference.colour <= without.colour - COLOUR_GAIN

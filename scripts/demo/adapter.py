@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dreamcache_core.processes import Processes
 from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
 
 from . import attention
-from .loop import on_device
+from .loop import ALONE, on_device
 from .scenes import Scenes
 
 STEPS = 10_000
@@ -77,36 +79,47 @@ class Training:
                 torch.nn.init.zeros_(parameter)
         return summed
 
-    def run(self, networks: Any, scenes: Scenes, folder: Path, steps: int, variant: Variant) -> Any:
+    def run(
+        self,
+        networks: Any,
+        scenes: Scenes,
+        folder: Path,
+        steps: int,
+        variant: Variant,
+        processes: Processes = ALONE,
+    ) -> Any:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
         settings, adapter = self.settings(steps), self.untrained(networks, variant)
         base = demo_base(self.frozen_base.ComfyUIBase, variant)(
             networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
         )
         base.load()
-        trainer = self.core.Trainer(base, adapter, settings)
+        trainer = self.core.Trainer(base, adapter, settings, processes.average)
         done = self.core.resume(trainer, folder)
-        batches = self._batches(base, scenes, settings, done)
-        print(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}", flush=True)
+        batches = self._batches(base, scenes, settings, done, processes)
+        say = functools.partial(print, flush=True) if processes.is_main else lambda text: None
+        say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
         losses, started = [], time.monotonic()
-        for progress in self.core.run(trainer, batches, folder, every=250):
+        for progress in self.core.run(trainer, batches, folder, every=250, save=processes.is_main):
             losses.append(progress.loss)
             if progress.step % 100 == 0:
                 seconds = (time.monotonic() - started) / len(losses)
-                print(f"step {progress.step}: loss {np.mean(losses):.4f}, {seconds:.3f} s a step", flush=True)
+                say(f"step {progress.step}: loss {np.mean(losses):.4f}, {seconds:.3f} s a step")
                 losses, started = [], time.monotonic()
         return trainer
 
-    def _batches(self, base: Any, scenes: Scenes, settings: Any, first_step: int) -> Iterator[list[Any]]:
-        for step in itertools.count(first_step):
-            random = np.random.default_rng([5, settings.seed, step])
+    def _batches(
+        self, base: Any, scenes: Scenes, settings: Any, first_step: int, processes: Processes
+    ) -> Iterator[list[Any]]:
+        for number in itertools.count(first_step * processes.count + processes.index, processes.count):
+            random = np.random.default_rng([5, settings.seed, number])
             chosen = random.integers(len(scenes), size=settings.batch)
             captions = [scenes.captions[scene] for scene in chosen]
             empty = random.random(settings.batch) < EMPTY_PROMPT_PROBABILITY
             base.captions = captions
             yield [
                 self.core.Batch(
-                    numbers=range(step * settings.batch, (step + 1) * settings.batch),
+                    numbers=range(number * settings.batch, (number + 1) * settings.batch),
                     targets=scenes.latents[on_device(chosen)].float(),
                     references=scenes.references[on_device(chosen)].float(),
                     prompts=["" if none else caption for caption, none in zip(captions, empty, strict=True)],

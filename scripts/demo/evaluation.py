@@ -16,12 +16,12 @@ from PIL import Image
 from .adapter import Variant
 from .artwork import Subject, subjects
 from .loop import DEVICE
-from .scenes import SEEN, reference_of, seen
+from .scenes import SEEN, augmented_reference, reference, seen
 from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
 SAMPLING = {"steps": 25, "cfg": 3.5, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": SIZE}
-IMAGE_GUIDANCE = 3.0
+IMAGE_GUIDANCE = 7.0
 """What the template sets Apply DreamCache to."""
 SHIPPED = Variant()
 TOGETHER = 24
@@ -52,13 +52,6 @@ def cases() -> list[Case]:
     held_out = held_out_subjects()
     order = np.random.default_rng(8).permutation(len(held_out))
     return [Case(held_out[place], names[number % len(names)]) for number, place in enumerate(order)]
-
-
-def reference(core: Any, subject: Subject) -> torch.Tensor:
-    """A subject as Encode Reference cuts it out: (128, 128, 3), 0…1."""
-    picture = core.to_tensor(subject.picture())
-    (on_white,) = core.subject_on_white(picture[None, ..., :3], picture[None, ..., 3], SIZE)
-    return on_white
 
 
 def composite(case: Case, seed: int = 0) -> np.ndarray:
@@ -95,11 +88,10 @@ class Scores:
 class Judge:
     """Measures pictures of cases, with a trained yardstick."""
 
-    def __init__(self, core: Any, yardstick: Yardstick) -> None:
+    def __init__(self, yardstick: Yardstick) -> None:
         self._yardstick = yardstick.to(DEVICE).eval()
         self._subjects = [subject.key for subject in held_out_subjects()]
-        references = torch.stack([reference(core, subject) for subject in held_out_subjects()])
-        self._gallery = self._see((references * 255).round().byte().numpy())[0]
+        self._gallery = self._see(np.stack([reference(subject) for subject in held_out_subjects()]))[0]
 
     def measure(self, of: Sequence[Case], pictures: Sequence[np.ndarray]) -> Scores:
         """`pictures`: each (128, 128, 3) uint8."""
@@ -220,9 +212,9 @@ class Studio:
         """A picture of a case from so many views of its subject, each as the training recipe makes references: moved,
         mirrored or not, and with something in front of it in two of five.
         """
-        references = [reference_of(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
+        references = [augmented_reference(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
         settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
-        cache = self._encode_references(torch.from_numpy(np.stack(references)).float() / 255, 1)
+        cache = self._encode_references(_images(references), 1)
         model = settings.inject(self.networks.model, adapter, cache)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
 
@@ -242,7 +234,7 @@ class Studio:
 
     def _cache(self, some: Sequence[Case], variant: Variant) -> Any:
         """What the model sees in the reference of each."""
-        references = torch.stack([reference(self.core, case.subject) for case in some])
+        references = _images([reference(case.subject) for case in some])
         if not variant.caption:
             return self._encode_references(references, variant.timestep)
         latents = self.networks.vae.encode(references)
@@ -271,3 +263,8 @@ class Studio:
         tokens = math.lcm(*(context.shape[1] for context, _ in conditionings))
         contexts = [context.repeat(1, tokens // context.shape[1], 1) for context, _ in conditionings]
         return [[torch.cat(contexts), conditionings[0][1]]]
+
+
+def _images(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """Pictures (height, width, 3) uint8 as ComfyUI's images, (batch, height, width, 3), 0…1."""
+    return torch.from_numpy(np.stack(pictures)).float() / 255

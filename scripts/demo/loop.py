@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import torch
 from torch import nn
 
 from dreamcache_core import load_checkpoint, save_checkpoint
+from dreamcache_core.processes import Processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALONE = Processes()
 
 
 def train(
@@ -24,13 +27,15 @@ def train(
     *,
     steps: int,
     learning_rate: float,
+    falling: float = 0.2,
     ema: float = 0.999,
     every: int = 100,
+    processes: Processes = ALONE,
 ) -> nn.Module:
     """Train a network in place, on DEVICE, and give a copy of it with averaged weights.
 
-    `loss_of_step` gets the number of the step, from which all that is random must follow. Stopped at any moment and
-    started again, it goes on from the newest checkpoint in `folder`.
+    `loss_of_step` gets a number, from which all that is random must follow: of several processes that train together,
+    each gets others. Stopped at any moment and started again, it goes on from the newest checkpoint in `folder`.
     """
     parameters: list[torch.Tensor] = list(network.to(DEVICE).requires_grad_().parameters())
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
@@ -42,17 +47,20 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
     first = state["step"] if state else 0
-    print(f"{folder.name}: {sum(map(torch.numel, parameters)):,} parameters, from step {first} to {steps}", flush=True)
+    say = functools.partial(print, flush=True) if processes.is_main else lambda text: None
+    say(f"{folder.name}: {sum(map(torch.numel, parameters)):,} parameters, from step {first} to {steps}")
 
     sum_of_losses, started = 0.0, time.monotonic()
     for step in range(first, steps):
-        # Rises over 200 steps and falls over the last fifth, so that a longer training can go on from a shorter one.
-        rate = learning_rate * min(1.0, (step + 1) / 200, 5 * (steps - step) / steps)
+        # Rises over 200 steps and falls at the end, so that a longer training can go on from a shorter one.
+        rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (falling * steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of_step(step)
+        loss = loss_of_step(step * processes.count + processes.index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if processes.count > 1:
+            _average_gradients(parameters, processes)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(ema, (step + 1) / (step + 10))
@@ -62,18 +70,27 @@ def train(
         if done % every == 0 or done == steps:
             count = every if done % every == 0 else done % every
             seconds = (time.monotonic() - started) / count
-            print(f"step {done} of {steps}: loss {sum_of_losses / count:.4f}, {seconds:.3f} s a step", flush=True)
-            save_checkpoint(
-                folder,
-                {
-                    "step": done,
-                    "network": network.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
-            )
+            say(f"step {done} of {steps}: loss {sum_of_losses / count:.4f}, {seconds:.3f} s a step")
+            if processes.is_main:
+                save_checkpoint(
+                    folder,
+                    {
+                        "step": done,
+                        "network": network.state_dict(),
+                        "averaged": averaged.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    },
+                )
             sum_of_losses, started = 0.0, time.monotonic()
     return averaged
+
+
+def _average_gradients(parameters: list[torch.Tensor], processes: Processes) -> None:
+    """Of all processes, at once; where one had no use for a parameter, its gradient is 0."""
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    averages = processes.average(torch.cat([gradient.flatten() for gradient in gradients]))
+    for parameter, average in zip(parameters, averages.split([one.numel() for one in parameters]), strict=True):
+        parameter.grad = average.view_as(parameter)
 
 
 def initialize(network: nn.Module, seed: int = 0) -> None:

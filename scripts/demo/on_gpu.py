@@ -1,6 +1,7 @@
-"""Base and adapter on a GPU, which is so quick that scenes must be drawn by all other cores meanwhile.
+"""U-Net and adapter together on a GPU, and then the adapter alone.
 
-Each goes on from what it is given, in large batches, until its time is over.
+A GPU is so quick that scenes must be drawn by all other cores meanwhile. Each goes on from what it is given, in
+large batches, until its time is over.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +25,9 @@ from torch import nn
 
 from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
 
-from .adapter import TIMESTEP_BIAS
+from . import joint
 from .artwork import trained_subjects
-from .base import NO_PROMPT, v_loss
+from .base import NO_PROMPT
 from .loop import DEVICE, as_tensor
 from .scenes import draw_scenes
 from .world import BACKGROUNDS, caption
@@ -121,46 +123,40 @@ def all_captions() -> list[str]:
     return [caption(name, background) for name in names for background in BACKGROUNDS]
 
 
-def train_base(unet: nn.Module, pool: Pool, sigmas: torch.Tensor, clock: Clock, output: Path) -> int:
-    """Train the U-Net in place, with the loss that `base.train_base` has; the text encoder stays as it is.
+def train_together(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
+    """Train U-Net and adapter in place, as the step `joint` does. Returns the number of steps."""
 
-    Returns the number of steps.
-    """
-
-    def loss() -> torch.Tensor:
-        latents, _, context = pool.draw(BATCH, NO_PROMPT)
-        timesteps = torch.randint(len(sigmas), (len(latents),), device=DEVICE)
-        return v_loss(unet, latents, sigmas, timesteps, torch.randn_like(latents), context)
+    def loss_of_step() -> torch.Tensor:
+        latents, references, context = pool.draw(BATCH, NO_PROMPT)
+        read = None if random.random() < joint.NO_REFERENCE else references
+        return joint.loss(core, base, latents, read, context, *_draws(latents))
 
     def save(averaged: nn.Module) -> None:
         half = {name: tensor.half().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
         for number, part in enumerate(_parts(half)):
-            save_file(part, output / f"unet_{number}.safetensors")
+            save_file(part, output / f"joint_{number}.safetensors")
 
-    return _train(unet, loss, save, pool, clock, clock.base, BASE_RATE)
+    network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
+    return _train(network, loss_of_step, save, pool, clock, clock.base, BASE_RATE)
 
 
 def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
-    """Train an adapter in place, with the loss that the project's trainer has, and its noise drawn by the GPU.
+    """Train an adapter in place, with the loss that the project's trainer has. Returns the number of steps."""
 
-    Returns the number of steps.
-    """
-
-    def loss() -> torch.Tensor:
+    def loss_of_step() -> torch.Tensor:
         latents, references, context = pool.draw(BATCH, EMPTY_PROMPT_PROBABILITY)
-        cache = base.cache(references, torch.randn_like(references))
-        uniform = torch.rand(len(latents), device=DEVICE)
-        sigma = base.sigmas[core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)]
-        noised = latents + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(latents)
-        denoised = base.denoise(noised, sigma, core.EncodedPrompts(context), cache)
-        error = (denoised - latents).square().flatten(1).mean(1)
-        return (error * core.training.loss_weight(sigma, base.predicts_v)).mean()
+        return joint.loss(core, base, latents, references, context, *_draws(latents))
 
     def save(averaged: nn.Module) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in averaged.state_dict().items()}
         save_file(tensors, output / "adapter.safetensors")
 
-    return _train(adapter, loss, save, pool, clock, clock.adapter, ADAPTER_RATE)
+    return _train(adapter, loss_of_step, save, pool, clock, clock.adapter, ADAPTER_RATE)
+
+
+def _draws(latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What is random of a batch, drawn by the GPU."""
+    return torch.rand(len(latents), device=DEVICE), torch.randn_like(latents), torch.randn_like(latents)
 
 
 def _train(

@@ -18,9 +18,11 @@ from .world import random_scene
 
 AUTOENCODER = DEMO / "autoencoder.safetensors"
 DECODER = DEMO / "decoder.safetensors"
+JOINT = DEMO / "joint_adapter.safetensors"
+"""The adapter that U-Net and adapter were trained together with."""
 
 
-def provenance(**trained: int) -> dict[str, object]:
+def provenance(**trained: int | str) -> dict[str, object]:
     """What a file's header says of where it comes from. `trained`: steps and the like."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
     return {

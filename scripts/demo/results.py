@@ -24,8 +24,8 @@ from .evaluation import (
     composite,
     held_out_subjects,
     pasted,
-    reference,
 )
+from .scenes import reference
 
 PAGE = ROOT / "web" / "docs" / "demo_model.md"
 IMAGES = ROOT / "web" / "docs" / "images"
@@ -54,7 +54,7 @@ PAPER = {
 }
 
 # (strength, image guidance): what Apply DreamCache is set to.
-SETTINGS = ((0.5, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 2.0), (1.0, 3.0))
+SETTINGS = ((0.5, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 3.0), (1.0, 5.0), (1.0, 7.0))
 
 
 def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
@@ -86,11 +86,11 @@ def write_sheet(studio: Studio, judge: Judge, adapter: Any) -> None:
     of = cases()[:: len(cases()) // _ON_SHEET][:_ON_SHEET]
     plain, others = studio.draw(of), studio.draw(of, seed=1000)
     columns = {
-        "reference": [(reference(studio.core, case.subject).numpy() * 255).astype(np.uint8) for case in of],
+        "reference": [reference(case.subject) for case in of],
         "no adapter": plain,
         **{
             f"DreamCache, image guidance {guidance:g}": studio.draw(of, adapter, image_guidance=guidance)
-            for guidance in (1.0, 2.0, 3.0)
+            for guidance in (1.0, 3.0, 7.0)
         },
         "copy and paste": [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)],
     }
@@ -103,7 +103,7 @@ def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
     """The README's picture: the subject that ships, on some backgrounds, of the first seed."""
     (subject,) = (one for one in held_out_subjects() if (one.vendor, one.name) == SHIPPED_SUBJECT)
     of = [Case(subject, background) for background in STRIP]
-    pictures = [studio.core.to_image(reference(studio.core, subject))]
+    pictures = [Image.fromarray(reference(subject))]
     pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter, image_guidance=IMAGE_GUIDANCE)]
     columns = ["reference", *(case.prompt for case in of)]
     studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(
@@ -146,7 +146,7 @@ def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
     write_table("pairs", _table(("pictures", "both found", "left found", "right found"), rows))
     shown = [
         (
-            *(studio.core.to_image(reference(studio.core, case.subject)) for case in pair),
+            *(Image.fromarray(reference(case.subject)) for case in pair),
             Image.fromarray(picture),
         )
         for pair, picture in list(zip(pairs, pictures, strict=True))[:_ON_SHEET]
@@ -161,7 +161,7 @@ def write_ablations(studio: Studio, judge: Judge, adapters: Mapping[Variant, Any
     of = cases()[:OF_VIEWS]
     rows = []
     for variant, patcher in adapters.items():
-        score = judge.measure(of, studio.draw(of, patcher, variant=variant))
+        score = judge.measure(of, studio.draw(of, patcher, variant=variant, image_guidance=IMAGE_GUIDANCE))
         print(f"{variant.name}: {score}", flush=True)
         _keep({f"ablation: {variant.name}": asdict(score)})
         parameters = f"{patcher.model.parameter_count:,}"

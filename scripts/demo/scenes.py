@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from dreamcache_core import DreamCacheError
 from dreamcache_core.pictures import to_tensor
 from dreamcache_core.reference_augmentation import make_reference
+from dreamcache_core.reference_image import subject_on_white
 
 from .artwork import DEMO, Subject, trained_subjects
 from .loop import DEVICE, as_tensor
@@ -29,6 +30,8 @@ SHARD = 2048
 COUNT = 8 * SHARD
 SEEN = 64
 """Side of the pictures that the yardstick sees, in pixels."""
+_AUGMENTED = 1 / 3
+"""How many references are as the training recipe makes them of any data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,14 @@ def draw_scenes(drawn: list[Subject], seed: Sequence[int], count: int) -> tuple[
     """Scenes of these subjects, and a reference of each, (128, 128, 3) uint8."""
     random = np.random.default_rng(seed)
     scenes = [random_scene(drawn, random) for _ in range(count)]
-    return scenes, [reference_of(scene.subject, Random(f"{seed}/{place}")) for place, scene in enumerate(scenes)]
+    return scenes, [_reference_for(scene, Random(f"{seed}/{place}")) for place, scene in enumerate(scenes)]
+
+
+def _reference_for(scene: Scene, random: Random) -> np.ndarray:
+    """Mostly what Encode Reference makes of a picture in which the subject looks the same way."""
+    if random.random() < _AUGMENTED:
+        return augmented_reference(scene.subject, random)
+    return reference(scene.subject, scene.mirrored)
 
 
 @torch.no_grad()
@@ -116,11 +126,20 @@ def seen(images: np.ndarray) -> torch.Tensor:
     return (F.avg_pool2d(as_tensor(images), SIZE // SEEN) * 255).round().byte()
 
 
-def reference_of(subject: Subject, random: Random) -> np.ndarray:
+def reference(subject: Subject, mirrored: bool = False) -> np.ndarray:
+    """A subject as Encode Reference cuts it out, (128, 128, 3) uint8."""
+    picture = to_tensor(subject.picture()).flip(1) if mirrored else to_tensor(subject.picture())
+    return _pixels(subject_on_white(picture[None, ..., :3], picture[None, ..., 3], SIZE)[0])
+
+
+def augmented_reference(subject: Subject, random: Random) -> np.ndarray:
     """A reference of a subject as the training recipe makes them, (128, 128, 3) uint8."""
     picture = to_tensor(subject.picture())
-    reference = make_reference(picture[..., :3], picture[..., 3], SIZE, random)
-    return (reference.clamp(0, 1) * 255).round().byte().numpy()
+    return _pixels(make_reference(picture[..., :3], picture[..., 3], SIZE, random))
+
+
+def _pixels(picture: torch.Tensor) -> np.ndarray:
+    return (picture.clamp(0, 1) * 255).round().byte().numpy()
 
 
 def _path(shard: int) -> Path:

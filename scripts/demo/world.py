@@ -12,6 +12,11 @@ from PIL import Image
 from .artwork import Subject
 
 SIZE = 128
+SCALES = (0.78, 0.94)
+"""Of a subject's longer side, as a fraction of the picture's."""
+TURN = 8.0
+SHIFT = 0.06
+"""How far from the middle it may be, as a fraction of the picture's side."""
 _Random = np.random.Generator
 
 
@@ -19,13 +24,14 @@ _Random = np.random.Generator
 class Scene:
     """A picture of the demo world.
 
-    `image`: (128, 128, 3) uint8. `mask`: (128, 128) uint8, 255 where the subject is.
+    `image`: (128, 128, 3) uint8. `mask`: (128, 128) uint8, 255 where the subject is. `mirrored`: whether it is.
     """
 
     image: np.ndarray
     mask: np.ndarray
     subject: Subject
     background: str
+    mirrored: bool
 
     @property
     def caption(self) -> str:
@@ -33,20 +39,29 @@ class Scene:
 
 
 def draw_scene(subject: Subject, background: str, random: _Random) -> Scene:
-    """A subject at a random scale and place, turned a little, on a background that is drawn anew."""
+    """A subject about as large as the picture and about in its middle, turned a little and mirrored or not, on a
+    background that is drawn anew.
+    """
     picture = subject.picture()
-    if random.random() < 0.5:
+    mirrored = bool(random.random() < 0.5)
+    if mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture = picture.rotate(random.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
-    scale = random.uniform(0.65, 0.9) * SIZE / max(picture.size)
+    picture = picture.rotate(random.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True)
+    scale = random.uniform(*SCALES) * SIZE / max(picture.size)
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    left, top = (int(random.integers(2, SIZE - 2 - side + 1)) for side in picture.size)
+    left, top = (_place(side, random) for side in picture.size)
 
     canvas = Image.fromarray((BACKGROUNDS[background](random).clip(0, 1) * 255).round().astype(np.uint8))
     canvas.paste(picture, (left, top), picture)
     mask = Image.new("L", (SIZE, SIZE))
     mask.paste(picture.getchannel("A"), (left, top))
-    return Scene(np.asarray(canvas), np.asarray(mask), subject, background)
+    return Scene(np.asarray(canvas), np.asarray(mask), subject, background, mirrored)
+
+
+def _place(side: int, random: _Random) -> int:
+    """Where something of this length begins, so that all of it is in the picture."""
+    room = SIZE - side
+    return round(min(max(room / 2 + random.uniform(-SHIFT, SHIFT) * SIZE, 0), room))
 
 
 def random_scene(drawn: list[Subject], random: _Random) -> Scene:

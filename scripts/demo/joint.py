@@ -1,0 +1,80 @@
+"""The U-Net goes on together with an adapter, so that it learns to draw what an adapter reads.
+
+A large model can draw whatever is told it in its own features. A small one, trained on prompts alone, has had nobody to
+tell it more than a prompt does, and an adapter that is trained on it afterwards changes little. The adapter of this
+training is no more than where the one that ships begins: that is trained by itself, on the U-Net as it then is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dreamcache_core.processes import Processes
+
+from .adapter import TIMESTEP_BIAS, Training, Variant, demo_base
+from .artwork import DEMO
+from .base import NO_PROMPT
+from .loop import on_device, train
+from .scenes import Scenes
+
+STEPS = 6_000
+BATCH = 16
+"""Of each of two processes."""
+NO_REFERENCE = 0.25
+"""How often the U-Net draws without an adapter, which is what it must do as well as before."""
+
+
+def train_together(
+    training: Training, networks: Any, adapter: Any, scenes: Scenes, processes: Processes, steps: int = STEPS
+) -> dict[str, torch.Tensor]:
+    """Train with the trainer's loss. Returns weights named `unet.…` and `adapter.…`."""
+    core = training.core
+    base = demo_base(training.frozen_base.ComfyUIBase, Variant())(
+        networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
+    )
+    base.load()
+    network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
+    captions = sorted({*scenes.captions, ""})
+    with torch.no_grad():
+        # The text encoder stays as it is, so that each is encoded once.
+        contexts = base.encode_prompts(captions).context
+    numbers = on_device(np.array([captions.index(caption) for caption in scenes.captions]))
+    empty = captions.index("")
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        random = np.random.default_rng([15, step])
+        chosen = on_device(random.integers(len(scenes), size=BATCH))
+        latents, references = scenes.latents[chosen].float(), scenes.references[chosen].float()
+        prompts = numbers[chosen]
+        prompts[on_device(random.random(BATCH)) < NO_PROMPT] = empty
+        noises = [on_device(random.standard_normal(latents.shape, dtype=np.float32)) for _ in range(2)]
+        read = None if random.random() < NO_REFERENCE else references
+        return loss(core, base, latents, read, contexts[prompts], on_device(random.random(BATCH)), *noises)
+
+    trained = train(
+        network, loss_of_step, DEMO / "joint", steps=steps, learning_rate=1e-3, falling=0.4, processes=processes
+    )
+    return trained.state_dict()
+
+
+def loss(
+    core: Any,
+    base: Any,
+    latents: torch.Tensor,
+    references: torch.Tensor | None,
+    context: torch.Tensor,
+    uniform: torch.Tensor,
+    noise: torch.Tensor,
+    noise_of_references: torch.Tensor,
+) -> torch.Tensor:
+    """The trainer's loss of a batch, with references or without. `uniform`: what timesteps are drawn with, 0…1."""
+    cache = None if references is None else base.cache(references, noise_of_references)
+    sigma = base.sigmas[core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)]
+    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
+    denoised = base.denoise(noised, sigma, core.EncodedPrompts(context), cache)
+    error = (denoised - latents).square().flatten(1).mean(1)
+    return (error * core.training.loss_weight(sigma, base.predicts_v)).mean()
