@@ -20,8 +20,8 @@ from . import attention
 from .loop import ALONE, on_device
 from .scenes import Scenes
 
-STEPS = 10_000
-ABLATION_STEPS = 1_000
+STEPS = 1_500
+ABLATION_STEPS = 600
 TIMESTEP_BIAS = 1.0
 
 
