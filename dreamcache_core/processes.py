@@ -29,6 +29,11 @@ class Processes:
         """Whether this is the one that writes and prints."""
         return self.index == 0
 
+    def say(self, text: str) -> None:
+        """Print it at once, in one of them."""
+        if self.is_main:
+            print(text, flush=True)
+
 
 def join_processes(cpu: bool) -> Processes:
     """Join the others, and make the GPU that the launcher has given to this process torch's current one, which is the

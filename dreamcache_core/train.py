@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +67,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     from ..nodes.frozen_base import ComfyUIBase
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
-    say: Callable[[str], None] = partial(print, flush=True) if processes.is_main else lambda text: None
+    say = processes.say
     triplets = open_triplets(options.data)
     say(triplets.description)
     say(f"Loading {options.checkpoint} …")

@@ -134,10 +134,23 @@ def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -
         timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in draws)
         cache = base.cache(references, reference_noise)
         prompts = base.encode_prompts(batch.prompts)
-        sigma = base.sigmas[timesteps]
+    return loss_at(base, latents, timesteps, noise, prompts, cache, settings.min_snr)
+
+
+def loss_at(
+    base: FrozenBase,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise: torch.Tensor,
+    prompts: EncodedPrompts,
+    cache: ReferenceCache | None,
+    min_snr: float = 0.0,
+) -> torch.Tensor:
+    """Loss of each sample, (batch,), at these timesteps (batch,) and with this noise, which has the latents' shape."""
+    sigma = base.sigmas[timesteps]
     denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, prompts, cache)
     error = (denoised - latents).square().flatten(1).mean(1)
-    return error * loss_weight(sigma, base.predicts_v, settings.min_snr)
+    return error * loss_weight(sigma, base.predicts_v, min_snr)
 
 
 def draw(

@@ -154,10 +154,9 @@ def _make_joint(steps: int) -> None:
         begun.load_state_dict(CORE.load_adapter(ADAPTER).adapter.state_dict())
     trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
     if processes.is_main:
-        weights |= {name: tensor for name, tensor in trained.items() if name.startswith("unet.")}
+        weights |= trained
         batch = joint.BATCH * processes.count
         _write_model(weights, _trainings(), f"{steps:,} of {batch} triplets together with an adapter")
-        save_file({name: tensor for name, tensor in trained.items() if name.startswith("adapter.")}, package.JOINT)
 
 
 def _make_adapter(steps: int) -> None:
@@ -181,9 +180,7 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     networks = NETWORK.demo_networks(weights)
     file = CORE.load_adapter(ADAPTER)
     trained = file.adapter.float().to(loop.DEVICE).train()
-    base = adapter.demo_base(FROZEN_BASE.ComfyUIBase, adapter.Variant())(
-        networks.model, networks.vae, networks.clip, trained, torch.bfloat16
-    )
+    base = adapter.Training(CORE, PATCHING, FROZEN_BASE).base_of(networks, trained, adapter.Variant())
     contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
     clock.say(f"{len(contexts)} captions are encoded")
     autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)

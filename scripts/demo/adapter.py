@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -79,6 +78,11 @@ class Training:
                 torch.nn.init.zeros_(parameter)
         return summed
 
+    def base_of(self, networks: Any, adapter: Any, variant: Variant) -> Any:
+        """What an adapter is trained on, not loaded yet."""
+        kind = _demo_base(self.frozen_base.ComfyUIBase, variant)
+        return kind(networks.model, networks.vae, networks.clip, adapter, torch.bfloat16)
+
     def run(
         self,
         networks: Any,
@@ -90,21 +94,18 @@ class Training:
     ) -> Any:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
         settings, adapter = self.settings(steps), self.untrained(networks, variant)
-        base = demo_base(self.frozen_base.ComfyUIBase, variant)(
-            networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
-        )
+        base = self.base_of(networks, adapter, variant)
         base.load()
         trainer = self.core.Trainer(base, adapter, settings, processes.average)
         done = self.core.resume(trainer, folder)
         batches = self._batches(base, scenes, settings, done, processes)
-        say = functools.partial(print, flush=True) if processes.is_main else lambda text: None
-        say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
+        processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
         losses, started = [], time.monotonic()
         for progress in self.core.run(trainer, batches, folder, every=250, save=processes.is_main):
             losses.append(progress.loss)
             if progress.step % 100 == 0:
                 seconds = (time.monotonic() - started) / len(losses)
-                say(f"step {progress.step}: loss {np.mean(losses):.4f}, {seconds:.3f} s a step")
+                processes.say(f"step {progress.step}: loss {np.mean(losses):.4f}, {seconds:.3f} s a step")
                 losses, started = [], time.monotonic()
         return trainer
 
@@ -127,7 +128,7 @@ class Training:
             ]
 
 
-def demo_base(comfyui_base: type, variant: Variant) -> type:
+def _demo_base(comfyui_base: type, variant: Variant) -> type:
     """A frozen base that takes latents for pictures, since those of scenes are known, and varies the caching pass."""
 
     class DemoBase(comfyui_base):

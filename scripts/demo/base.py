@@ -46,27 +46,15 @@ def train_base(networks: Any, steps: int = STEPS, batch: int = BATCH) -> dict[st
         timesteps = on_device(random.integers(len(sigmas), size=batch))
         noise = on_device(random.standard_normal(latents.shape, dtype=np.float32))
         context, _ = text_encoder.clip_l(tokens.tolist())
-        return v_loss(unet, latents, sigmas, timesteps, noise, context)
+        sigma = sigmas[timesteps].reshape(-1, 1, 1, 1)
+        scale = (1 + sigma**2).rsqrt()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            noised = scale * (latents + sigma * noise)
+            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
+        return (v - scale * (noise - sigma * latents)).square().mean()
 
     trained = train(network, loss_of_step, DEMO / "base", steps=steps, learning_rate=8e-4)
     return trained.state_dict()
-
-
-def v_loss(
-    unet: nn.Module,
-    latents: torch.Tensor,
-    sigmas: torch.Tensor,
-    timesteps: torch.Tensor,
-    noise: torch.Tensor,
-    context: torch.Tensor,
-) -> torch.Tensor:
-    """The usual denoising loss of a batch, for v. `sigmas`: of all timesteps."""
-    sigma = sigmas[timesteps].reshape(-1, 1, 1, 1)
-    scale = (1 + sigma**2).rsqrt()
-    with torch.autocast(DEVICE.type, torch.bfloat16):
-        noised = scale * (latents + sigma * noise)
-        v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
-    return (v - scale * (noise - sigma * latents)).square().mean()
 
 
 def prompt_tokens(clip: Any, prompt: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 A large model can draw whatever is told it in its own features. A small one, trained on prompts alone, has had nobody to
 tell it more than a prompt does, and an adapter that is trained on it afterwards changes little. The adapter of this
-training is no more than where the one that ships begins: that is trained by itself, on the U-Net as it then is.
+training isn't kept: the one that ships is trained by itself, from nothing, on the U-Net as it then is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from dreamcache_core.processes import Processes
 
-from .adapter import TIMESTEP_BIAS, Training, Variant, demo_base
+from .adapter import TIMESTEP_BIAS, Training, Variant
 from .artwork import DEMO
 from .base import NO_PROMPT
 from .loop import on_device, train
@@ -31,26 +31,24 @@ NO_REFERENCE = 0.25
 def train_together(
     training: Training, networks: Any, adapter: Any, scenes: Scenes, processes: Processes, steps: int = STEPS
 ) -> dict[str, torch.Tensor]:
-    """Train with the trainer's loss. Returns weights named `unet.…` and `adapter.…`."""
+    """Train with the trainer's loss. Returns the U-Net's weights, named `unet.…`."""
     core = training.core
-    base = demo_base(training.frozen_base.ComfyUIBase, Variant())(
-        networks.model, networks.vae, networks.clip, adapter, torch.bfloat16
-    )
+    base = training.base_of(networks, adapter, Variant())
     base.load()
     network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
-    captions = sorted({*scenes.captions, ""})
+    # In order, so that the empty one is the first.
+    captions, numbers_of = np.unique(["", *scenes.captions], return_inverse=True)
     with torch.no_grad():
         # The text encoder stays as it is, so that each is encoded once.
-        contexts = base.encode_prompts(captions).context
-    numbers = on_device(np.array([captions.index(caption) for caption in scenes.captions]))
-    empty = captions.index("")
+        contexts = base.encode_prompts(captions.tolist()).context
+    numbers = on_device(numbers_of[1:])
 
     def loss_of_step(step: int) -> torch.Tensor:
         random = np.random.default_rng([15, step])
         chosen = on_device(random.integers(len(scenes), size=BATCH))
         latents, references = scenes.latents[chosen].float(), scenes.references[chosen].float()
         prompts = numbers[chosen]
-        prompts[on_device(random.random(BATCH)) < NO_PROMPT] = empty
+        prompts[on_device(random.random(BATCH)) < NO_PROMPT] = 0
         noises = [on_device(random.standard_normal(latents.shape, dtype=np.float32)) for _ in range(2)]
         read = None if random.random() < NO_REFERENCE else references
         return loss(core, base, latents, read, contexts[prompts], on_device(random.random(BATCH)), *noises)
@@ -58,7 +56,7 @@ def train_together(
     trained = train(
         network, loss_of_step, DEMO / "joint", steps=steps, learning_rate=1e-3, falling=0.4, processes=processes
     )
-    return trained.state_dict()
+    return {name: tensor for name, tensor in trained.state_dict().items() if name.startswith("unet.")}
 
 
 def loss(
@@ -73,8 +71,5 @@ def loss(
 ) -> torch.Tensor:
     """The trainer's loss of a batch, with references or without. `uniform`: what timesteps are drawn with, 0…1."""
     cache = None if references is None else base.cache(references, noise_of_references)
-    sigma = base.sigmas[core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)]
-    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
-    denoised = base.denoise(noised, sigma, core.EncodedPrompts(context), cache)
-    error = (denoised - latents).square().flatten(1).mean(1)
-    return (error * core.training.loss_weight(sigma, base.predicts_v)).mean()
+    timesteps = core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)
+    return core.training.loss_at(base, latents, timesteps, noise, core.EncodedPrompts(context), cache).mean()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -47,8 +46,7 @@ def train(
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
     first = state["step"] if state else 0
-    say = functools.partial(print, flush=True) if processes.is_main else lambda text: None
-    say(f"{folder.name}: {sum(map(torch.numel, parameters)):,} parameters, from step {first} to {steps}")
+    processes.say(f"{folder.name}: {sum(map(torch.numel, parameters)):,} parameters, from step {first} to {steps}")
 
     sum_of_losses, started = 0.0, time.monotonic()
     for step in range(first, steps):
@@ -70,7 +68,7 @@ def train(
         if done % every == 0 or done == steps:
             count = every if done % every == 0 else done % every
             seconds = (time.monotonic() - started) / count
-            say(f"step {done} of {steps}: loss {sum_of_losses / count:.4f}, {seconds:.3f} s a step")
+            processes.say(f"step {done} of {steps}: loss {sum_of_losses / count:.4f}, {seconds:.3f} s a step")
             if processes.is_main:
                 save_checkpoint(
                     folder,

@@ -18,8 +18,6 @@ from .world import random_scene
 
 AUTOENCODER = DEMO / "autoencoder.safetensors"
 DECODER = DEMO / "decoder.safetensors"
-JOINT = DEMO / "joint_adapter.safetensors"
-"""The adapter that U-Net and adapter were trained together with."""
 
 
 def provenance(**trained: int | str) -> dict[str, object]:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamcache_core import DreamCacheError
-from dreamcache_core.pictures import to_tensor
+from dreamcache_core.pictures import to_image, to_tensor
 from dreamcache_core.reference_augmentation import make_reference
 from dreamcache_core.reference_image import subject_on_white
 
@@ -129,17 +129,13 @@ def seen(images: np.ndarray) -> torch.Tensor:
 def reference(subject: Subject, mirrored: bool = False) -> np.ndarray:
     """A subject as Encode Reference cuts it out, (128, 128, 3) uint8."""
     picture = to_tensor(subject.picture()).flip(1) if mirrored else to_tensor(subject.picture())
-    return _pixels(subject_on_white(picture[None, ..., :3], picture[None, ..., 3], SIZE)[0])
+    return np.asarray(to_image(subject_on_white(picture[None, ..., :3], picture[None, ..., 3], SIZE)[0]))
 
 
 def augmented_reference(subject: Subject, random: Random) -> np.ndarray:
     """A reference of a subject as the training recipe makes them, (128, 128, 3) uint8."""
     picture = to_tensor(subject.picture())
-    return _pixels(make_reference(picture[..., :3], picture[..., 3], SIZE, random))
-
-
-def _pixels(picture: torch.Tensor) -> np.ndarray:
-    return (picture.clamp(0, 1) * 255).round().byte().numpy()
+    return np.asarray(to_image(make_reference(picture[..., :3], picture[..., 3], SIZE, random)))
 
 
 def _path(shard: int) -> Path:
