@@ -59,7 +59,7 @@ class FrozenBase(Protocol):
     def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts: ...
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
-        """The caching pass at timestep 1 with the empty prompt, without gradients."""
+        """The caching pass at timestep 1 with the empty prompt. Gradients are of use only if the U-Net learns too."""
         ...
 
     def denoise(

@@ -131,7 +131,7 @@ class ComfyUIBase:
         sigma = self.sigmas[self.timestep].expand(len(latents))
         recording = patching.Recording()
         prompts = self._empty_prompt.expand(len(latents))
-        with torch.no_grad(), suppress(patching.Recorded):
+        with suppress(patching.Recorded):
             self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, recording.options)
         return ReferenceCache(
             features=recording.features,

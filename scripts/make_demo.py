@@ -20,6 +20,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -127,6 +128,7 @@ def _make_base(steps: int) -> None:
     # The same latents, and better pictures of them.
     weights |= load_file(package.DECODER)
     _write_model(weights, f"{steps:,} of {base.BATCH} scenes")
+    shutil.copy(MODEL, package.BASE)
 
 
 def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
@@ -149,7 +151,7 @@ def _make_joint(steps: int) -> None:
     weights = load_file(MODEL)
     networks = NETWORK.demo_networks(weights)
     training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
-    begun = training.untrained(networks, adapter.Variant())
+    begun = training.untrained(networks, adapter.AS_IT_SHIPS)
     if ADAPTER.exists():
         begun.load_state_dict(CORE.load_adapter(ADAPTER).adapter.state_dict())
     trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
@@ -164,7 +166,7 @@ def _make_adapter(steps: int) -> None:
     networks = NETWORK.demo_networks(load_file(MODEL))
     training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
     triplets = scenes.read_scenes()
-    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.Variant(), processes)
+    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.AS_IT_SHIPS, processes)
     if not processes.is_main:
         return
     trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(triplets))
@@ -180,7 +182,7 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     networks = NETWORK.demo_networks(weights)
     file = CORE.load_adapter(ADAPTER)
     trained = file.adapter.float().to(loop.DEVICE).train()
-    base = adapter.Training(CORE, PATCHING, FROZEN_BASE).base_of(networks, trained, adapter.Variant())
+    base = adapter.Training(CORE, PATCHING, FROZEN_BASE).base_of(networks, trained, adapter.AS_IT_SHIPS)
     contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
     clock.say(f"{len(contexts)} captions are encoded")
     autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
@@ -210,20 +212,24 @@ def _make_results(options: argparse.Namespace) -> None:
 
 
 def _make_ablations(steps: int) -> None:
-    studio, judge = _studio()
+    studio, judge = _studio(package.BASE)
     training, triplets = adapter.Training(CORE, PATCHING, FROZEN_BASE), scenes.read_scenes()
-    trained = {}
+    unseen = scenes.encode_scenes(studio.networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
+    ablations = {}
     for variant in adapter.VARIANTS:
         folder = artwork.DEMO / "ablations" / variant.name.replace(" ", "_")
-        trainer = training.run(studio.networks, triplets, folder, steps, variant)
-        trained[variant] = PATCHING.wrap_adapter(trainer.averaged_adapter())
-    results.write_ablations(studio, judge, trained)
+        trained = training.run(studio.networks, triplets, folder, steps, variant).averaged_adapter()
+        loss = training.loss(studio.networks, unseen, trained, variant)
+        print(f"{variant.name}: loss of held-out scenes {loss:.4f}", flush=True)
+        ablations[variant] = results.Ablation(PATCHING.wrap_adapter(trained), loss)
+    without = training.loss(studio.networks, unseen, training.untrained(studio.networks, adapter.AS_IT_SHIPS))
+    results.write_ablations(studio, judge, ablations, without)
 
 
-def _studio() -> tuple[evaluation.Studio, evaluation.Judge]:
+def _studio(model: Path = MODEL) -> tuple[evaluation.Studio, evaluation.Judge]:
     network = yardstick.Yardstick()
     network.load_state_dict(load_file(YARDSTICK))
-    networks = NETWORK.demo_networks(load_file(MODEL))
+    networks = NETWORK.demo_networks(load_file(model))
     return evaluation.Studio(CORE, PATCHING, SAMPLES, ENCODE, networks), evaluation.Judge(network)
 
 

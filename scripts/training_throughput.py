@@ -98,7 +98,9 @@ def count_operations(trainer: Trainer, batch: Batch) -> dict[str, int]:
     base = trainer.base
     latents = base.encode_images(batch.targets)
     picture, prompt = (count(lambda: base.encode_images(batch.targets)), count(lambda: base.encode_prompts(["a dog"])))
-    caching, step = count(lambda: base.cache(latents, latents)), count(lambda: trainer.train([batch]))
+    with torch.no_grad():
+        caching = count(lambda: base.cache(latents, latents))
+    step = count(lambda: trainer.train([batch]))
     return {
         "encoding the target": picture,
         "encoding the reference": picture,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .adapter import Variant
+from .adapter import AS_IT_SHIPS, Variant
 from .artwork import Subject, subjects
 from .loop import DEVICE
 from .scenes import SEEN, augmented_reference, reference, seen
@@ -21,9 +21,8 @@ from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
 SAMPLING = {"steps": 25, "cfg": 3.5, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": SIZE}
-IMAGE_GUIDANCE = 7.0
+IMAGE_GUIDANCE = 5.0
 """What the template sets Apply DreamCache to."""
-SHIPPED = Variant()
 TOGETHER = 24
 """Pictures that are drawn as one batch."""
 
@@ -191,7 +190,7 @@ class Studio:
 
     @torch.no_grad()
     def draw(
-        self, of: Sequence[Case], adapter: Any = None, seed: int = 0, variant: Variant = SHIPPED, **changes: Any
+        self, of: Sequence[Case], adapter: Any = None, seed: int = 0, variant: Variant = AS_IT_SHIPS, **changes: Any
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
@@ -226,7 +225,7 @@ class Studio:
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
             region[..., place * side : (place + 1) * side] = 1
-            model = settings.inject(model, adapter, self._cache([case], SHIPPED), region=region)
+            model = settings.inject(model, adapter, self._cache([case], AS_IT_SHIPS), region=region)
             ((context, values),) = self._encode([case.prompt])
             area = (side, side, 0, place * side)
             positive.append([context, {**values, "area": area, "set_area_to_bounds": False, "strength": 1.0}])

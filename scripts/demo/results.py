@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def write_sheet(studio: Studio, judge: Judge, adapter: Any) -> None:
         "no adapter": plain,
         **{
             f"DreamCache, image guidance {guidance:g}": studio.draw(of, adapter, image_guidance=guidance)
-            for guidance in (1.0, 3.0, 7.0)
+            for guidance in (1.0, 3.0, IMAGE_GUIDANCE)
         },
         "copy and paste": [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)],
     }
@@ -156,17 +156,29 @@ def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
     sheet.save(IMAGES / "demo_pairs.jpg", quality=85)
 
 
-def write_ablations(studio: Studio, judge: Judge, adapters: Mapping[Variant, Any]) -> None:
-    """Draw and measure with adapters that were trained alike, but for one thing each."""
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """An adapter (as a ModelPatcher) that differs from the one that ships, and its loss of held-out scenes."""
+
+    adapter: Any
+    loss: float
+
+
+def write_ablations(studio: Studio, judge: Judge, ablations: Mapping[Variant, Ablation], without: float) -> None:
+    """Draw and measure with adapters that were trained alike, but for one thing each. `without`: loss of none."""
     of = cases()[:OF_VIEWS]
-    rows = []
-    for variant, patcher in adapters.items():
-        score = judge.measure(of, studio.draw(of, patcher, variant=variant, image_guidance=IMAGE_GUIDANCE))
+    score = judge.measure(of, studio.draw(of))
+    rows = [("no adapter", "0", f"{without:.4f}", *_cells(score), "not told")]
+    for variant, ablation in ablations.items():
+        pictures = studio.draw(of, ablation.adapter, variant=variant, image_guidance=IMAGE_GUIDANCE)
+        score = judge.measure(of, pictures)
         print(f"{variant.name}: {score}", flush=True)
-        _keep({f"ablation: {variant.name}": asdict(score)})
-        parameters = f"{patcher.model.parameter_count:,}"
-        rows.append((variant.name, parameters, *_cells(score), PAPER.get(variant.name, "not told")))
-    head = ("adapter", "parameters", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
+        _keep({f"ablation: {variant.name}": {"loss": ablation.loss, **asdict(score)}})
+        parameters = f"{ablation.adapter.model.parameter_count:,}"
+        rows.append(
+            (variant.name, parameters, f"{ablation.loss:.4f}", *_cells(score), PAPER.get(variant.name, "not told"))
+        )
+    head = ("adapter", "parameters", "loss", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
     write_table("ablations", _table(head, rows))
 
 
