@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfyui_server import ComfyUIServer, Prompt
 from demo import artwork
-from demo.adapter import Training, Variant
+from demo.adapter import AS_IT_SHIPS, Training
 from demo.artwork import PACKAGES, Subject
 from demo.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
 from demo.scenes import draw_scenes, encode_scenes
@@ -182,12 +182,10 @@ def test_an_adapter_trained_on_it_for_two_minutes_reads_subjects_it_was_not_trai
     training = Training(dreamcache_core, patching, frozen_base)
     scenes = encode_scenes(networks, draw_scenes(held_out[4:], [12], 320))
     others = encode_scenes(networks, draw_scenes(held_out[:4], [13], 64))
-    batch = dreamcache_core.Batch(range(64), others.latents.float(), others.references.float(), others.captions)
 
     def loss(steps: int) -> float:
-        trainer = training.run(networks, scenes, tmp_path / str(steps), steps, Variant())
-        with torch.no_grad():
-            return float(dreamcache_core.denoising_loss(trainer.base, batch, trainer.settings).mean())
+        trainer = training.run(networks, scenes, tmp_path / str(steps), steps, AS_IT_SHIPS)
+        return training.loss(networks, others, trainer.adapter)
 
     # It begins by changing nothing: this is the loss without a reference.
     assert loss(100) < LOSS_GAIN * loss(0)
