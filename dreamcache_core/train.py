@@ -190,11 +190,16 @@ def import_pack(comfyui: Path, cpu: bool) -> ModuleType:
     from comfy.cli_args import args
 
     args.cpu = cpu
+    return import_folder(PACK, "dreamcache")
+
+
+def import_folder(folder: Path, name: str) -> ModuleType:
+    """Import a folder of custom_nodes as ComfyUI does, but under `name`."""
     spec = importlib.util.spec_from_file_location(
-        "dreamcache", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec and spec.loader
-    sys.modules["dreamcache"] = module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

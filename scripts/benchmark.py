@@ -48,7 +48,9 @@ def main() -> None:
     files = write_models(BASE / "models", "SD15", SEED)
     import_pack(environment.comfyui, cpu=not cuda)
     from speed.page import PLOT, markdown, plot
+    from speed.variants import PLAIN, VARIANTS
 
+    options.variants = list({PLAIN: None, **dict.fromkeys(options.variants or VARIANTS)})
     with torch.inference_mode():
         results = benchmark(environment, files, options)
     text = json.dumps(asdict(results), indent=1)
@@ -64,10 +66,11 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
     import comfy.sd
     import torch
     from dreamcache.dreamcache_core import load_adapter
+    from dreamcache.dreamcache_core.train import import_folder
     from speed.counting import bench_on_paper, count_step
     from speed.measuring import measure_steps
     from speed.page import Results
-    from speed.variants import VARIANTS, Bench
+    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS, Bench, ipadapter_plus
 
     checkpoint, adapter = (BASE / "models" / folder / files for folder in ("checkpoints", "dreamcache"))
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
@@ -80,11 +83,14 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
 
     paper = bench_on_paper()
     bench = Bench(model, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
+    variants = {name: VARIANTS[name] for name in options.variants}
+    if options.ipadapter_plus:
+        variants[IPADAPTER_PLUS] = ipadapter_plus(import_folder(options.ipadapter_plus, "ipadapter_plus"))
     steps = []
     for size in options.sizes:
         for batch in options.batches:
             _say(f"steps at {size}×{size}, batch {batch}")
-            steps += measure_steps(bench, options.variants or list(VARIANTS), size, batch, options.steps)
+            steps += measure_steps(bench, variants, size, batch, options.steps)
     cache, starts = measure_starts(model, clip, vae)
     seconds = {**measure_handling(bench, adapter), **measure_queue(environment, checkpoint)}
     _say("operations")
@@ -92,6 +98,9 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
         variant: {size: count_step(patch(paper), size) for size in sorted({*COUNTED_SIZES, *options.sizes})}
         for variant, patch in VARIANTS.items()
     }
+    if options.ipadapter_plus:
+        # It asks the device for the timestep in every layer, so it can't be counted; it must do no less than this.
+        operations[IPADAPTER_PLUS] = operations[IPADAPTER]
     _say("steps of the demo model")
     demo_steps, demo_operations = measure_demo(options)
     sizes = measure_files(adapter, cache)
@@ -112,7 +121,8 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
     bench = Bench(demo_model.load_networks().model, adapter, lambda count: _filled(paper.references(count)))
     steps: list[StepCost] = []
     for batch in options.batches:
-        steps += measure_steps(bench, options.variants or list(VARIANTS), DEMO_SIZE, batch, 10 * options.steps)
+        variants = {name: VARIANTS[name] for name in options.variants}
+        steps += measure_steps(bench, variants, DEMO_SIZE, batch, 10 * options.steps)
     return steps, {variant: {DEMO_SIZE: count_step(patch(paper), DEMO_SIZE)} for variant, patch in VARIANTS.items()}
 
 
@@ -132,6 +142,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     from dreamcache.nodes import patching
     from dreamcache.nodes.encode_reference import PROMPT, TIMESTEP, DreamCacheEncodeReference
     from generated_weights import write_clip_vision
+    from speed.page import ENCODING, VISION
     from workflow_prompt import PHOTOGRAPH
 
     image = load_picture(PHOTOGRAPH).image.unsqueeze(0)
@@ -145,12 +156,12 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
         return patching.encode_reference(model, latent, latent, prompt, TIMESTEP, PROMPT)
 
     device = model.load_device
-    whole, cache = _measure_start("Encode Reference", device, lambda: encode)
+    whole, cache = _measure_start(ENCODING, device, lambda: encode)
     network, _ = _measure_start("of which the U-Net's pass", device, lambda: encode_latent)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.safetensors")
         write_clip_vision(path, SEED)
-        vision, _ = _measure_start("CLIP ViT-H", device, lambda: partial(load_vision(str(path)).encode_image, image))
+        vision, _ = _measure_start(VISION, device, lambda: partial(load_vision(str(path)).encode_image, image))
         save_references(path, cache, stages=DEFAULT_STAGES)
         loading, _ = _measure_start("Load Reference Cache", device, lambda: partial(load_references, path))
     return cache, [whole, network, loading, vision]
@@ -238,6 +249,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="sizes of batches (default: 1 4 8; on the CPU 1)")
     parser.add_argument("--steps", type=int, help="measured of each variant (default: 20; on the CPU 2)")
     parser.add_argument("--variants", nargs="+", help="by their names in the table (default: all)")
+    parser.add_argument("--ipadapter-plus", type=Path, help="folder of IPAdapter_plus, to be measured too")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument("--output", type=Path, default=ROOT / "web" / "docs", help="folder (default: %(default)s)")
     return parser.parse_args()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.estimate import memory_of, reset_peak
 
-from .variants import PLAIN, VARIANTS, Bench, Evaluations, guider_of
+from .variants import PLAIN, Bench, Evaluations, Variant, guider_of
 
 # Near the first of SD1.5's sigmas, and the end of sampling.
 _SIGMAS = (14.0, 0.0)
@@ -55,15 +55,15 @@ class Stopwatch:
         return time.process_time()
 
 
-def measure_steps(bench: Bench, variants: Sequence[str], size: int, batch: int, rounds: int) -> list[StepCost]:
-    """All of these variants but the plain model, and before them that."""
-    _evaluate(VARIANTS[PLAIN](bench), size, batch)  # The first of a process is slower by a third.
+def measure_steps(bench: Bench, variants: Mapping[str, Variant], size: int, batch: int, rounds: int) -> list[StepCost]:
+    """All of these variants, of which one is PLAIN, which comes first in what is returned."""
+    _evaluate(variants[PLAIN](bench), size, batch)  # The first of a process is slower by a third.
     pairs: dict[str, list[tuple[_Evaluated, _Evaluated]]] = {variant: [] for variant in variants if variant != PLAIN}
     for number in range(rounds):
         for variant, measured in pairs.items():
             # In turns, for whichever comes second may be slower by that alone.
             order = (PLAIN, variant) if number % 2 else (variant, PLAIN)
-            costs = {name: _evaluate(VARIANTS[name](bench), size, batch) for name in order}
+            costs = {name: _evaluate(variants[name](bench), size, batch) for name in order}
             plain, other = costs[PLAIN], costs[variant]
             print(f"{variant}: {other.seconds:.3f} s, and {plain.seconds:.3f} s without", flush=True)
             measured.append((plain, other))

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from .measuring import StepCost
-from .variants import PLAIN, VARIANTS
+from .variants import CONDITIONED, GUIDED, IPADAPTER, IPADAPTER_PLUS, PLAIN, READING
 
 PLOT = "images/speed.png"
+ENCODING, VISION = "Encode Reference", "CLIP ViT-H"
+"""What looks at a picture, for DreamCache and for an IP-Adapter."""
+PICTURE_SIZE, PICTURE_STEPS = 512, 100
+"""Of the paper's comparison of methods."""
+_LOOKING = {READING: ENCODING, CONDITIONED: ENCODING, GUIDED: ENCODING, IPADAPTER: VISION, IPADAPTER_PLUS: VISION}
+
 _BAR, _FLOOR = "#1f5fbf", "#d9480f"
 _LABELS, _WIDTH, _LINE, _MARGIN, _FONT_SIZE = 190, 720, 30, 20, 15
 
@@ -27,6 +33,7 @@ class Start:
     operations: int | None
 
 
+_NO_LOOK = Start("", 0.0, 0.0, None)
 Operations = Mapping[str, Mapping[int, int]]
 
 
@@ -73,7 +80,8 @@ def markdown(results: Results) -> str:
             "",
             "`straightforward` is DreamCache as the paper writes it down: cached features projected again at every "
             "step, weights as they were trained. `IP-Adapter` is its mechanism, 16 cross-attentions over image tokens "
-            "beside those over the prompt, with nothing around it.",
+            "beside those over the prompt, with nothing around it."
+            + (" `IPAdapter_plus` is the node pack itself, with 4." if IPADAPTER_PLUS in results.operations else ""),
             "",
             "## Operations of a step",
             "",
@@ -90,12 +98,22 @@ def markdown(results: Results) -> str:
             "",
             "## From a picture to the first step",
             "",
+            "In steps of the plain model, as measured and as counted, for the *next picture*: that of a model which is "
+            "loaded.",
+            "",
             *_table(
-                ["", "first, with what it loads, s", "next picture, s", "TFLOP"],
-                (
-                    [start.way, _seconds(start.first), _seconds(start.again), _tera(start.operations)]
-                    for start in results.starts
-                ),
+                ["", "first, with what it loads, s", "next picture, s", "TFLOP", "steps", "floor", "× / floor"],
+                _start_rows(results),
+            ),
+            "",
+            f"## A picture of {PICTURE_STEPS} steps",
+            "",
+            "As in the paper's comparison: the reference is new, the models are loaded, one picture of "
+            f"{PICTURE_SIZE}² is drawn. Sums of what was measured above.",
+            "",
+            *_table(
+                ["", "looking at the reference, s", "steps, s", "together, s", "×", "floor", "× / floor"],
+                _picture_rows(results),
             ),
             "",
             "## Everything else",
@@ -115,14 +133,48 @@ def _step_table(steps: Sequence[StepCost], operations: Operations) -> list[str]:
 
 def _step_row(cost: StepCost, least: float) -> list[str]:
     pictures = f"{cost.size}²" + (f", batch {cost.batch}" if cost.batch > 1 else "")
-    times = [_seconds(cost.seconds), f"{cost.ratio:.3f}", f"{least:.3f}", f"{cost.ratio / least:.3f}"]
-    return [cost.variant, pictures, *times, _seconds(cost.once), f"{cost.memory / 1e6:,.0f}"]
+    times = [_seconds(cost.seconds), *_ratios(cost.ratio, least), _seconds(cost.once)]
+    return [cost.variant, pictures, *times, f"{cost.memory / 1e6:,.0f}"]
 
 
 def _operation_rows(results: Results) -> Iterable[list[str]]:
     for variant, of_sizes in results.operations.items():
         least = {size: floor(results.operations, variant, size) for size in of_sizes}
         yield [variant, *(f"{count / 1e12:.3f} ({least[size]:.3f}×)" for size, count in of_sizes.items())]
+
+
+def _start_rows(results: Results) -> Iterable[list[str]]:
+    plain = _steps_of_a_picture(results).get(PLAIN)
+    for start in results.starts:
+        ratios = [""] * 3
+        if plain and start.operations:
+            ratios = _ratios(start.again / plain.seconds, start.operations / results.operations[PLAIN][PICTURE_SIZE])
+        yield [start.way, _seconds(start.first), _seconds(start.again), _tera(start.operations), *ratios]
+
+
+def _picture_rows(results: Results) -> Iterable[list[str]]:
+    costs, looks = _steps_of_a_picture(results), {start.way: start for start in results.starts}
+    if PLAIN not in costs:
+        return
+    plain = PICTURE_STEPS * costs[PLAIN].seconds
+    for variant, cost in costs.items():
+        if variant not in (PLAIN, *_LOOKING):
+            continue
+        look = looks.get(_LOOKING.get(variant, ""), _NO_LOOK)
+        before, steps = look.again + cost.once, plain * cost.ratio
+        counted = PICTURE_STEPS * results.operations[PLAIN][PICTURE_SIZE]
+        least = floor(results.operations, variant, PICTURE_SIZE) + (look.operations or 0) / counted
+        times = (_seconds(seconds) for seconds in (before, steps, before + steps))
+        yield [variant, *times, *_ratios((before + steps) / plain, least)]
+
+
+def _steps_of_a_picture(results: Results) -> dict[str, StepCost]:
+    """Costs by variant."""
+    return {cost.variant: cost for cost in results.steps if (cost.size, cost.batch) == (PICTURE_SIZE, 1)}
+
+
+def _ratios(ratio: float, least: float) -> list[str]:
+    return [f"{ratio:.3f}", f"{least:.3f}", f"{ratio / least:.3f}"]
 
 
 def _sizes(results: Results) -> Iterable[int]:
@@ -134,7 +186,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.4f}" if seconds < 0.1 else f"{seconds:.2f}"
+    return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.2g}"
 
 
 def _tera(operations: int | None) -> str:
@@ -145,7 +197,7 @@ def plot(results: Results) -> Image.Image:
     """Bars of measured steps and marks at their floors, of the first size and batch that was measured."""
     first = results.steps[0]
     costs = [cost for cost in results.steps if (cost.size, cost.batch) == (first.size, first.batch)]
-    costs.sort(key=lambda cost: list(VARIANTS).index(cost.variant))
+    costs.sort(key=lambda cost: list(results.operations).index(cost.variant))
     largest = max(cost.ratio for cost in costs)
     font = ImageFont.load_default(_FONT_SIZE)
     image = Image.new("RGB", (_WIDTH, (len(costs) + 1) * _LINE + 2 * _MARGIN), "white")

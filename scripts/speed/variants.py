@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import comfy.samplers
@@ -61,18 +62,59 @@ class Bench:
 
 
 PLAIN, READING, CONDITIONED, STRENGTH_0 = "plain model", "DreamCache", "rows: conditioned", "strength: 0"
-VARIANTS: dict[str, Callable[[Bench], ModelPatcher]] = {
+GUIDED, IPADAPTER, IPADAPTER_PLUS = "image_guidance: 2", "IP-Adapter, 4 tokens", "IPAdapter_plus"
+Variant = Callable[[Bench], ModelPatcher]
+VARIANTS: dict[str, Variant] = {
     PLAIN: lambda bench: bench.model.clone(),
     READING: lambda bench: bench.reading(),
     CONDITIONED: lambda bench: bench.reading(rows="conditioned"),
-    "image_guidance: 2": lambda bench: bench.reading(image_guidance=2.0),
+    GUIDED: lambda bench: bench.reading(image_guidance=2.0),
     STRENGTH_0: lambda bench: bench.reading(strength=0.0),
     "4 references": lambda bench: bench.reading(4),
     "16 references": lambda bench: bench.reading(16),
     "straightforward": lambda bench: bench.projecting_anew(),
-    "IP-Adapter, 4 tokens": lambda bench: bench.with_image_tokens(4),
+    IPADAPTER: lambda bench: bench.with_image_tokens(4),
     "IP-Adapter, 16 tokens": lambda bench: bench.with_image_tokens(16),
 }
+
+
+def ipadapter_plus(pack: ModuleType) -> Variant:
+    """IPAdapter_plus itself, its node for image embeddings, with generated weights of an IP-Adapter of 4 tokens.
+
+    `pack`: its folder of custom_nodes, imported. Only for models built as SD1.5 is, whose blocks the node numbers.
+    """
+
+    def apply(bench: Bench) -> ModelPatcher:
+        structure = patching.structure_of(bench.model)
+        tokens, embedding, context = 4, 1024, structure.context_dim
+        image_proj = {
+            "proj.weight": torch.randn(tokens * context, embedding) * embedding**-0.5,
+            "proj.bias": torch.zeros(tokens * context),
+            "norm.weight": torch.ones(context),
+            "norm.bias": torch.zeros(context),
+        }
+        # The order of such a file: encoder, decoder, middle, with odd numbers.
+        sides = ("input_blocks", "output_blocks", "middle_block")
+        layers = sorted(structure.layers, key=lambda layer: sides.index(layer.name.partition(".")[0]))
+        ip_adapter = {
+            f"{2 * number + 1}.to_{kind}_ip.weight": torch.randn(layer.channels, context) * context**-0.5
+            for number, layer in enumerate(layers)
+            for kind in "kv"
+        }
+        image = torch.randn(1, embedding)
+        (model, *_) = pack.NODE_CLASS_MAPPINGS["IPAdapterEmbeds"]().apply_ipadapter(
+            bench.model,
+            {"image_proj": image_proj, "ip_adapter": ip_adapter},
+            pos_embed=image,
+            neg_embed=torch.zeros_like(image),
+            weight=1.0,
+            weight_type="linear",
+            start_at=0.0,
+            end_at=1.0,
+        )
+        return model
+
+    return apply
 
 
 def _forget_memories(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, *args):
