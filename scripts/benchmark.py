@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 COUNTED_SIZES = (512, 768, 1024)
 DEMO_SIZE = 128
+RUNS = 100
 
 
 def main() -> None:
@@ -103,7 +105,7 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
         operations[IPADAPTER_PLUS] = operations[IPADAPTER]
     _say("steps of the demo model")
     demo_steps, demo_operations = measure_demo(options)
-    sizes = measure_files(adapter, cache)
+    sizes = {**measure_files(adapter, cache), **measure_runs(environment)}
     return Results(machine, operations, steps, starts, seconds, sizes, demo_steps, demo_operations)
 
 
@@ -237,6 +239,25 @@ def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
             save_references(path, cache, precision, DEFAULT_STAGES)
             sizes[f"reference file of 512×512 pixels, {precision}"] = path.stat().st_size
     return sizes
+
+
+def measure_runs(environment: Environment) -> dict[str, int]:
+    """Bytes that a real server gains in queued runs of the demo model, each with a reference of its own."""
+    from workflow_prompt import demo_prompt, set_inputs
+
+    _say(f"{RUNS} queued runs")
+    held = []
+    with ComfyUIServer(environment, {"dreamcache": ROOT}) as server:
+        prompt = demo_prompt(server)
+        set_inputs(prompt, "KSampler", steps=2)
+        for run in range(10 + RUNS):
+            set_inputs(prompt, "DreamCacheEncodeReference", seed=run)
+            server.run(prompt)
+            held.append(server.memory("VmRSS"))
+    # Medians, for what is free but not yet given back comes and goes by more than references take.
+    before, after = (statistics.median(some) for some in (held[:10], held[-10:]))
+    names = f"server after {RUNS} queued runs, each with another reference", "gained in them"
+    return dict(zip(names, (round(after), round(after - before)), strict=True))
 
 
 def _say(what: str) -> None:
