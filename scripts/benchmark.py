@@ -1,7 +1,7 @@
 """What a reference costs, beside the plain model and beside what one might use in its place: time, memory, operations.
 
 `python3 scripts/benchmark.py` takes the GPU if the Python that runs ComfyUI can, else one thread of the CPU, where it
-takes half an hour and 16 GB of memory. It writes `speed.md`, `speed.json` and a plot.
+takes an hour and 20 GB of memory. It writes `speed.md`, `speed.json` and a plot.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ def main() -> None:
     environment = enter()
     import torch
     from generated_weights import write_models
+    from speed.steady import use_one_heap
 
     from dreamcache_core.train import import_pack
 
     cuda = torch.cuda.is_available() and not options.cpu
     if not cuda:
+        use_one_heap()
         torch.set_num_threads(1)
     options.sizes = options.sizes or ([512, 768, 1024] if cuda else [512])
     options.batches = options.batches or ([1, 4, 8] if cuda else [1])
@@ -84,7 +86,10 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
     machine = f"{name}, {model.model.get_dtype_inference()}, torch {torch.__version__}, {options.steps} of each step"
 
     paper = bench_on_paper()
-    bench = Bench(model, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
+    plain = model
+    if model.load_device.type != "cuda":
+        plain, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
+    bench = Bench(model, plain, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
     variants = {name: VARIANTS[name] for name in options.variants}
     if options.ipadapter_plus:
         variants[IPADAPTER_PLUS] = ipadapter_plus(import_folder(options.ipadapter_plus, "ipadapter_plus"))
@@ -120,7 +125,8 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
 
     paper = bench_on_paper(demo_config(), DEMO_SIZE)
     adapter = load_adapter(demo_model.FOLDER / demo_model.ADAPTER_FILE).adapter
-    bench = Bench(demo_model.load_networks().model, adapter, lambda count: _filled(paper.references(count)))
+    model, plain = (demo_model.load_networks().model for _ in range(2))
+    bench = Bench(model, plain, adapter, lambda count: _filled(paper.references(count)))
     steps: list[StepCost] = []
     for batch in options.batches:
         variants = {name: VARIANTS[name] for name in options.variants}

@@ -85,6 +85,8 @@ MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
 YARDSTICK = environment.ROOT / "tests" / "subjects" / "yardstick.safetensors"
 
+_THEN, _TOGETHER = ", then ", "triplets together with an adapter"
+
 
 def main() -> None:
     options = _options()
@@ -134,16 +136,16 @@ def _make_base(steps: int) -> None:
 def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
     """`trainings`: all that it has had, in words."""
     networks = NETWORK.demo_networks(weights)
-    header = package.provenance(steps=", then ".join(trainings))
+    header = package.provenance(steps=_THEN.join(trainings))
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
     package.write_model(MODEL, NETWORK.FILE_KIND, NETWORK.FILE_VERSION, weights, header)
 
 
-def _trainings() -> str:
-    """What the model's file says of them."""
-    return str(json.loads(read_shapes(MODEL)[0]["header"])["steps"])
+def _trainings() -> list[str]:
+    """What the model's file says of them, in their order."""
+    return str(json.loads(read_shapes(MODEL)[0]["header"])["steps"]).split(_THEN)
 
 
 def _make_joint(steps: int) -> None:
@@ -157,8 +159,9 @@ def _make_joint(steps: int) -> None:
     trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
     if processes.is_main:
         weights |= trained
-        batch = joint.BATCH * processes.count
-        _write_model(weights, _trainings(), f"{steps:,} of {batch} triplets together with an adapter")
+        # Run again, it goes on: these steps are all that it has had.
+        earlier = [training for training in _trainings() if not training.endswith(_TOGETHER)]
+        _write_model(weights, *earlier, f"{steps:,} of {joint.BATCH * processes.count} {_TOGETHER}")
 
 
 def _make_adapter(steps: int) -> None:
@@ -196,7 +199,7 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     steps = on_gpu.train_together(CORE, base, trained, pool, clock, output)
     steps_of_adapter = on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
     weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
-    _write_model(weights, _trainings(), f"{steps:,} of {on_gpu.BATCH:,} triplets together with an adapter, on a GPU")
+    _write_model(weights, *_trainings(), f"{steps:,} of {on_gpu.BATCH:,} {_TOGETHER}, on a GPU")
     provenance = CORE.Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
     trained.provenance = (*trained.provenance, provenance)
     CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())

@@ -5,7 +5,7 @@ It takes a second, and next to no memory. Whatever would wait for a value of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from dreamcache.nodes import patching
 from generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from .variants import PROMPT_TOKENS, Bench, Evaluations, guider_of
+from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of
 
 _META = torch.device("meta")
 
@@ -52,7 +52,7 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recording.features.items()}
         return ReferenceCache(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
 
-    return Bench(model, adapter, references)
+    return Bench(model, model, adapter, references)
 
 
 def count_step(model: ModelPatcher, size: int, batch: int = 1) -> int:
@@ -66,7 +66,7 @@ def count_step(model: ModelPatcher, size: int, batch: int = 1) -> int:
     latents = torch.empty(batch, 4, size // 8, size // 8, device=_META)
     counter = FlopCounterMode(display=False)
 
-    def visit(evaluate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def visit(evaluate: Evaluate) -> None:
         evaluate(latents)
         with counter:
             evaluate(latents)

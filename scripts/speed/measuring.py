@@ -1,28 +1,27 @@
-"""Time and memory of real steps, each beside one of the plain model, so that a busy machine troubles both."""
+"""Time and memory of real steps, each beside one of the plain model."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.estimate import memory_of, reset_peak
 
-from .variants import PLAIN, Bench, Evaluations, Variant, guider_of
-
-# Near the first of SD1.5's sigmas, and the end of sampling.
-_SIGMAS = (14.0, 0.0)
+from .lockstep import seconds_side_by_side
+from .steady import steady
+from .variants import PLAIN, Bench, Evaluate, Variant, evaluating
 
 
 @dataclass(frozen=True)
 class StepCost:
     """What a step of a variant costs, for pictures of `size`×`size` pixels.
 
-    `seconds`, `ratio`: of a step other than the first, and to one of the plain model, each a median. `once`: seconds
-    that a run takes beside its steps. `memory`: bytes at the peak of a step more than the plain model's.
+    `seconds`, `ratio`: of a step other than the first, and to one of the plain model beside it, each a median. `once`:
+    seconds that a run takes beside its steps. `memory`: bytes at the peak of a step more than the plain model's.
     """
 
     variant: str
@@ -57,31 +56,40 @@ class Stopwatch:
 
 def measure_steps(bench: Bench, variants: Mapping[str, Variant], size: int, batch: int, rounds: int) -> list[StepCost]:
     """All of these variants, of which one is PLAIN, which comes first in what is returned."""
-    _evaluate(variants[PLAIN](bench), size, batch)  # The first of a process is slower by a third.
-    pairs: dict[str, list[tuple[_Evaluated, _Evaluated]]] = {variant: [] for variant in variants if variant != PLAIN}
-    for number in range(rounds):
-        for variant, measured in pairs.items():
-            # In turns, for whichever comes second may be slower by that alone.
-            order = (PLAIN, variant) if number % 2 else (variant, PLAIN)
-            costs = {name: _evaluate(variants[name](bench), size, batch) for name in order}
-            plain, other = costs[PLAIN], costs[variant]
-            print(f"{variant}: {other.seconds:.3f} s, and {plain.seconds:.3f} s without", flush=True)
-            measured.append((plain, other))
+    # For all but seconds each is evaluated once, by itself; the first of a process is slower by a third.
+    alone = {name: _evaluate(variants[name](bench), size, batch) for name in [PLAIN, *variants]}
+    pairs: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants if variant != PLAIN}
+    with steady():
+        for number in range(rounds):
+            for variant, measured in pairs.items():
+                models = variants[PLAIN](bench), variants[variant](bench)
+                # Whichever comes second may be slower by that alone.
+                order = slice(None, None, -1 if number % 2 else 1)
+                plain, other = _seconds_of(models[order], size, batch)[order]
+                print(f"{variant}: {other:.3f} s, and {plain:.3f} s without, {other / plain:.3f}", flush=True)
+                measured.append((plain, other))
     everywhere = [plain for of_variant in pairs.values() for plain, _ in of_variant]
-    table = [StepCost(PLAIN, size, batch, statistics.median(plain.seconds for plain in everywhere), 1.0, 0.0, 0)]
+    table = [StepCost(PLAIN, size, batch, statistics.median(everywhere), 1.0, 0.0, 0)]
     for variant, of_variant in pairs.items():
         table.append(
             StepCost(
                 variant,
                 size,
                 batch,
-                seconds=statistics.median(other.seconds for _, other in of_variant),
-                ratio=statistics.median(other.seconds / plain.seconds for plain, other in of_variant),
-                once=statistics.median(other.once for _, other in of_variant),
-                memory=round(statistics.median(other.peak - plain.peak for plain, other in of_variant)),
+                seconds=statistics.median(other for _, other in of_variant),
+                ratio=statistics.median(other / plain for plain, other in of_variant),
+                once=alone[variant].once,
+                memory=alone[variant].peak - alone[PLAIN].peak,
             )
         )
     return table
+
+
+def _seconds_of(models: Sequence[ModelPatcher], size: int, batch: int) -> Sequence[float]:
+    """Of a step of each of two models, on a CPU in turns and on a GPU one after the other."""
+    if models[0].load_device.type == "cuda":
+        return [_evaluate(model, size, batch).seconds for model in models]
+    return seconds_side_by_side(models[0], models[1], size, batch)
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def _evaluate(model: ModelPatcher, size: int, batch: int) -> _Evaluated:
     stopwatch = Stopwatch(device)
     results = []
 
-    def visit(evaluate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def visit(evaluate: Evaluate) -> None:
         # What is made once a run, keys and values, does not depend on the size of the pictures.
         small, latents = (torch.randn(batch, 4, side, side, device=device) for side in (8, size // 8))
         first, again = stopwatch(lambda: evaluate(small)), stopwatch(lambda: evaluate(small))
@@ -108,6 +116,5 @@ def _evaluate(model: ModelPatcher, size: int, batch: int) -> _Evaluated:
         seconds = stopwatch(lambda: evaluate(latents))
         results.append(_Evaluated(seconds, max(0.0, first - again), memory_of(device, "VmHWM")))
 
-    noise = torch.zeros(batch, 4, size // 8, size // 8)
-    guider_of(model).sample(noise, noise, Evaluations(visit), torch.tensor(_SIGMAS), disable_pbar=True)
+    evaluating(model, size, batch, visit)
     return results[0]

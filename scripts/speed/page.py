@@ -72,8 +72,9 @@ def markdown(results: Results) -> str:
             "",
             "## A step",
             "",
-            "*×* is to a step of the plain model measured beside it, the median of such pairs. The *floor* is the "
-            "same of the operations that both must do. *Once* is what a run takes beside its steps: keys and values of "
+            "*×* is to a step of the plain model measured beside it, the median of such pairs (on a CPU, both take "
+            "turns layer by layer, on one core, and keep memory that is free). The *floor* is the same of the "
+            "operations that both must do. *Once* is what a run takes beside its steps: keys and values of "
             "the reference. *Memory* is what the peak of a step holds more than the plain model's.",
             "",
             *_step_table(results.steps, results.operations),

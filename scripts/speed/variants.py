@@ -20,13 +20,19 @@ from dreamcache.nodes import patching
 PROMPT_TOKENS = 77
 CFG = 7.0
 """Any but 1, so that both prompts are evaluated."""
+# Near the first of SD1.5's sigmas, and the end of sampling.
+_SIGMAS = (14.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What is compared: a model, an adapter as it was trained, and references, on the same device."""
+    """What is compared: a model, an adapter as it was trained, and references, on the same device.
+
+    `plain`: the model again, with weights of its own where both take a step in turns.
+    """
 
     model: ModelPatcher
+    plain: ModelPatcher
     adapter: Adapter
     references: Callable[[int], ReferenceCache]
     """So many, as Encode Reference makes them of pictures of the size that the model was trained at."""
@@ -65,7 +71,7 @@ PLAIN, READING, CONDITIONED, STRENGTH_0 = "plain model", "DreamCache", "rows: co
 GUIDED, IPADAPTER, IPADAPTER_PLUS = "image_guidance: 2", "IP-Adapter, 4 tokens", "IPAdapter_plus"
 Variant = Callable[[Bench], ModelPatcher]
 VARIANTS: dict[str, Variant] = {
-    PLAIN: lambda bench: bench.model.clone(),
+    PLAIN: lambda bench: bench.plain.clone(),
     READING: lambda bench: bench.reading(),
     CONDITIONED: lambda bench: bench.reading(rows="conditioned"),
     GUIDED: lambda bench: bench.reading(image_guidance=2.0),
@@ -133,12 +139,14 @@ def _attend_to_image_too(image: torch.Tensor, weights: torch.Tensor, query, key,
     return attention(query, key, value) + attention(query, *of_image)
 
 
-class Evaluations(comfy.samplers.Sampler):
-    """A sampler that leaves it to someone else when, and how often, the model is evaluated as in a step: with both
-    prompts, at the first sigma.
-    """
+Evaluate = Callable[[torch.Tensor], torch.Tensor]
+"""Of latents, with both prompts, as in a step."""
 
-    def __init__(self, visit: Callable[[Callable[[torch.Tensor], torch.Tensor]], None]) -> None:
+
+class Evaluations(comfy.samplers.Sampler):
+    """A sampler that leaves it to someone else when, and how often, the model is evaluated, at the first sigma."""
+
+    def __init__(self, visit: Callable[[Evaluate], None]) -> None:
         self._visit = visit
 
     def sample(
@@ -155,3 +163,9 @@ def guider_of(model: ModelPatcher) -> comfy.samplers.CFGGuider:
     guider.set_conds([[prompt, {}]], [[prompt, {}]])
     guider.set_cfg(CFG)
     return guider
+
+
+def evaluating(model: ModelPatcher, size: int, batch: int, visit: Callable[[Evaluate], None]) -> None:
+    """Let a model sample pictures of `size`×`size` pixels, as far as `visit` evaluates it."""
+    noise = torch.zeros(batch, 4, size // 8, size // 8)
+    guider_of(model).sample(noise, noise, Evaluations(visit), torch.tensor(_SIGMAS), disable_pbar=True)
