@@ -179,15 +179,18 @@ def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[
     """`load` returns what is done with each picture. Returns what that made, too."""
     from speed.measuring import Stopwatch
     from speed.page import Start
+    from speed.steady import steady
     from torch.utils.flop_counter import FlopCounterMode
 
     _say(way)
     stopwatch = Stopwatch(device)
     loaded: list[Callable[[], Any]] = []
     made: list[Any] = []
-    with FlopCounterMode(display=False) as counter:
-        first = stopwatch(lambda: loaded.append(load())) + stopwatch(lambda: made.append(loaded[0]()))
-    return Start(way, first, stopwatch(loaded[0]), counter.get_total_flops() or None), made[0]
+    with steady():
+        with FlopCounterMode(display=False) as counter:
+            first = stopwatch(lambda: loaded.append(load())) + stopwatch(lambda: made.append(loaded[0]()))
+        again = stopwatch(loaded[0])
+    return Start(way, first, again, counter.get_total_flops() or None), made[0]
 
 
 def measure_handling(bench: Bench, adapter: Path) -> dict[str, float]:

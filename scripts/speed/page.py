@@ -100,7 +100,7 @@ def markdown(results: Results) -> str:
             "## From a picture to the first step",
             "",
             "In steps of the plain model, as measured and as counted, for the *next picture*: that of a model which is "
-            "loaded.",
+            "loaded. Each is measured once.",
             "",
             *_table(
                 ["", "first, with what it loads, s", "next picture, s", "TFLOP", "steps", "floor", "× / floor"],
@@ -187,7 +187,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.2g}"
+    return f"{seconds:.2f}" if seconds >= 0.1 else f"{seconds:.3g}"
 
 
 def _tera(operations: int | None) -> str:
@@ -207,7 +207,7 @@ def plot(results: Results) -> Image.Image:
     def place(ratio: float) -> float:
         return _LABELS + (_WIDTH - _LABELS - 4 * _MARGIN) * ratio / largest
 
-    title = f"a step at {first.size}×{first.size}, batch {first.batch}, in steps of the plain model (mark: floor)"
+    title = f"a step at {first.size} by {first.size}, batch {first.batch}, in steps of the plain model (mark: floor)"
     draw.text((_MARGIN, _MARGIN), title, "black", font, anchor="lm")
     for number, cost in enumerate(costs, start=1):
         y, least = _MARGIN + number * _LINE, place(floor(results.operations, cost.variant, cost.size))

@@ -27,10 +27,12 @@ def steady() -> Iterator[None]:
     _set_malloc({_TRIM_THRESHOLD: -1, _MMAP_MAX: 0})
     if cores:
         os.sched_setaffinity(0, {max(cores)})
-    yield
-    if cores:
-        os.sched_setaffinity(0, cores)
-    _set_malloc({_TRIM_THRESHOLD: 2**17, _MMAP_MAX: 2**16})
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        _set_malloc({_TRIM_THRESHOLD: 2**17, _MMAP_MAX: 2**16})
 
 
 def _set_malloc(options: Mapping[int, int]) -> None:
