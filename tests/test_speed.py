@@ -89,6 +89,27 @@ def test_runs_with_changing_references_end_at_the_memory_they_began_with(
     assert bytes_of_tensors() == before
 
 
+def test_an_adapter_that_comfyui_has_no_memory_for_changes_the_same(
+    miniature: tuple[ModelPatcher, ModelPatcher],
+) -> None:
+    adapter = patching.unfolded(miniature[1])
+
+    def changes(memory: int) -> list[torch.Tensor]:
+        """`memory`: bytes that ComfyUI lets the adapter take of the device, 0 for all that it needs."""
+        patcher = patching.wrap_for_drawing(adapter)
+        patcher.load(torch.device("cpu"), lowvram_model_memory=memory, full_load=not memory)
+        assert patcher.model.model_lowvram == bool(memory)
+        assert patcher.loaded_size() == (0 if memory else patcher.model_size())
+        generator = torch.Generator().manual_seed(0)
+        made = []
+        for layer in adapter.layers:
+            x, self_attention, cached = torch.randn(3, 1, 6, layer.channels, generator=generator)
+            made.append(patcher.model[layer.name](x, self_attention, *patcher.model[layer.name].keys_values(cached)))
+        return made
+
+    assert all(map(torch.equal, changes(memory=0), changes(memory=1)))
+
+
 def bytes_of_tensors() -> int:
     """Of all that this process holds."""
     gc.collect()
