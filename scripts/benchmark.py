@@ -186,7 +186,7 @@ def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[
     stopwatch = Stopwatch(device)
     loaded: list[Callable[[], Any]] = []
     made: list[Any] = []
-    with steady():
+    with steady(device):
         with FlopCounterMode(display=False) as counter:
             first = stopwatch(lambda: loaded.append(load())) + stopwatch(lambda: made.append(loaded[0]()))
         again = stopwatch(loaded[0])

@@ -59,7 +59,7 @@ def measure_steps(bench: Bench, variants: Mapping[str, Variant], size: int, batc
     # For all but seconds each is evaluated once, by itself; the first of a process is slower by a third.
     alone = {name: _evaluate(variants[name](bench), size, batch) for name in [PLAIN, *variants]}
     pairs: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants if variant != PLAIN}
-    with steady():
+    with steady(bench.model.load_device):
         for number in range(rounds):
             for variant, measured in pairs.items():
                 models = variants[PLAIN](bench), variants[variant](bench)

@@ -6,6 +6,10 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Of glibc's mallopt: when free memory is given back to the system, how much comes from it piece by piece, and how many
 # heaps the threads have.
@@ -18,11 +22,14 @@ def use_one_heap() -> None:
 
 
 @contextmanager
-def steady() -> Iterator[None]:
-    """One core does it all, and memory that is free is kept, where system and C library let it.
+def steady(device: torch.device) -> Iterator[None]:
+    """On a CPU, one core does it all, and memory that is free is kept, where system and C library let it.
 
     Else each large tensor is of pages that the system clears first, which can take as long as to compute it.
     """
+    if device.type != "cpu":
+        yield
+        return
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     _set_malloc({_TRIM_THRESHOLD: -1, _MMAP_MAX: 0})
     if cores:
