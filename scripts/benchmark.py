@@ -54,7 +54,7 @@ def main() -> None:
     from speed.page import PLOT, markdown, plot
     from speed.variants import PLAIN, VARIANTS
 
-    options.variants = list({PLAIN: None, **dict.fromkeys(options.variants or VARIANTS)})
+    options.variants = {name: VARIANTS[name] for name in (PLAIN, *(options.variants or VARIANTS))}
     with torch.inference_mode():
         results = benchmark(environment, files, options)
     text = json.dumps(asdict(results), indent=1)
@@ -90,7 +90,7 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
     if model.load_device.type != "cuda":
         plain, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
     bench = Bench(model, plain, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
-    variants = {name: VARIANTS[name] for name in options.variants}
+    variants = dict(options.variants)
     if options.ipadapter_plus:
         variants[IPADAPTER_PLUS] = ipadapter_plus(import_folder(options.ipadapter_plus, "ipadapter_plus"))
     steps = []
@@ -129,8 +129,7 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
     bench = Bench(model, plain, adapter, lambda count: _filled(paper.references(count)))
     steps: list[StepCost] = []
     for batch in options.batches:
-        variants = {name: VARIANTS[name] for name in options.variants}
-        steps += measure_steps(bench, variants, DEMO_SIZE, batch, 10 * options.steps)
+        steps += measure_steps(bench, options.variants, DEMO_SIZE, batch, 10 * options.steps)
     return steps, {variant: {DEMO_SIZE: count_step(patch(paper), DEMO_SIZE)} for variant, patch in VARIANTS.items()}
 
 

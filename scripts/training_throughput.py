@@ -11,13 +11,14 @@ import argparse
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from environment import ROOT, enter
 from full_size import BASE, SEED
+from markdown_table import markdown_table
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,9 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         f"epochs, for which a disk cache keeps what comes again. The paper's {PAPER_SAMPLES / 1e6:.1f} million samples "
         f"would take {_hours(floor)} or {_hours(kept)} hours.",
         "",
-        *_table(["batch", "samples/s", "of the floor", "memory at the peak, GiB", "hours for the paper's samples"], ()),
+        *markdown_table(
+            ["batch", "samples/s", "of the floor", "memory at the peak, GiB", "hours for the paper's samples"]
+        ),
     )
     for size in options.batch:
         try:
@@ -114,7 +117,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         f"Of a sample in a batch of {options.batch[0]}. Gradients take the decoder only: what lies before the first "
         "adapter has nothing to learn, and the base's weights get none.",
         "",
-        *_table(
+        *markdown_table(
             ["", "TFLOP", "s", "of the floor"],
             ([part.name, f"{part.operations / 1e12:.3f}", f"{part.seconds:.3g}", _share(part, rate)] for part in parts),
         ),
@@ -123,7 +126,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         "",
         f"The {OPERATORS} operators that take most, of a whole step:",
         "",
-        *_table(
+        *markdown_table(
             ["operator", "share of the time", "calls"],
             profile(trainer(options.batch[0]), next(batches(options.batch[0], options.resolution))),
         ),
@@ -137,10 +140,6 @@ def _share(part: Part, rate: float) -> str:
 
 def _hours(samples_per_second: float) -> str:
     return f"{PAPER_SAMPLES / samples_per_second / 3600:,.0f}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def matmul_rate(device: torch.device, precision: torch.dtype) -> float:
@@ -173,7 +172,6 @@ def measure_parts(trainer: Trainer, batch: Sequence[Batch]) -> list[Part]:
             _part("encoding the prompt", len(one.numbers), lambda: base.encode_prompts(one.prompts), kept=True),
             _part("caching pass", len(one.numbers), lambda: base.cache(latents, latents)),
         ]
-    trainer.train(batch)  # The first is slower by itself.
     step = _part("", len(one.numbers), lambda: trainer.train(batch))
     return [
         *before,
@@ -188,6 +186,7 @@ def measure_parts(trainer: Trainer, batch: Sequence[Batch]) -> list[Part]:
 def _part(name: str, samples: int, run: Callable[[], object], kept: bool = False) -> Part:
     from torch.utils.flop_counter import FlopCounterMode
 
+    # Counted first, since the first time is slower by itself.
     with FlopCounterMode(display=False) as counter:
         run()
     return Part(name, counter.get_total_flops() // samples, _seconds(run) / samples, kept)

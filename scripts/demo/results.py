@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from environment import ROOT
+from markdown_table import markdown_table
 from PIL import Image
 
 from .adapter import Variant
@@ -72,7 +73,7 @@ def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
         print(name, judge.measure(of, drawn[name]), flush=True)
     scores = {name: judge.measure(of, pictures) for name, pictures in drawn.items()}
     _keep({"scores": {name: asdict(score) for name, score in scores.items()}})
-    write_table("scores", _table(("pictures", *_METRICS), [(name, *_cells(score)) for name, score in scores.items()]))
+    write_table("scores", ("pictures", *_METRICS), [(name, *_cells(score)) for name, score in scores.items()])
     for kind in ("class", "drawing"):
         places = [place for place, case in enumerate(of) if case.subject.held_out == kind]
         pictures = drawn["DreamCache, strength 1"]
@@ -121,7 +122,7 @@ def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:
         print(f"{views} views: {score}", flush=True)
         rows.append((str(views), *_cells(score)))
         _keep({f"{views} views": asdict(score)})
-    write_table("views", _table(("references", *_METRICS), rows))
+    write_table("views", ("references", *_METRICS), rows)
 
 
 def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
@@ -143,7 +144,7 @@ def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
     ]
     print(rows, flush=True)
     _keep({"pairs": rows})
-    write_table("pairs", _table(("pictures", "both found", "left found", "right found"), rows))
+    write_table("pairs", ("pictures", "both found", "left found", "right found"), rows)
     shown = [
         (
             *(Image.fromarray(reference(case.subject)) for case in pair),
@@ -179,12 +180,13 @@ def write_ablations(studio: Studio, judge: Judge, ablations: Mapping[Variant, Ab
             (variant.name, parameters, f"{ablation.loss:.4f}", *_cells(score), PAPER.get(variant.name, "not told"))
         )
     head = ("adapter", "parameters", "loss", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
-    write_table("ablations", _table(head, rows))
+    write_table("ablations", head, rows)
 
 
-def write_table(name: str, table: str) -> None:
+def write_table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Put a table where the page has its name."""
     text = PAGE.read_text(encoding="utf-8")
+    table = "\n".join(markdown_table(heads, rows))
     pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
     text, count = re.subn(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
     assert count == 1, f"{PAGE} has no place for {name}"
@@ -197,11 +199,6 @@ _METRICS = ("subject found", "rank", "background right", "colour distance", "str
 def _cells(score: Scores) -> Sequence[str]:
     rates = [f"{100 * rate:.1f} %" for rate in (score.retrieval, score.rank, score.background)]
     return (*rates, f"{score.colour:.3f}", f"{score.structure:.2f}")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _keep(scores: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from markdown_table import markdown_table
 from PIL import Image, ImageDraw, ImageFont
 
 from .measuring import StepCost
@@ -88,7 +89,7 @@ def markdown(results: Results) -> str:
             "",
             "In TFLOP, of a batch of 1 with both prompts; larger batches take as many times more.",
             "",
-            *_table(["", *(f"{size}²" for size in _sizes(results))], _operation_rows(results)),
+            *markdown_table(["", *(f"{size}²" for size in _sizes(results))], _operation_rows(results)),
             "",
             "## A step of the demo model",
             "",
@@ -102,7 +103,7 @@ def markdown(results: Results) -> str:
             "In steps of the plain model, as measured and as counted, for the *next picture*: that of a model which is "
             "loaded. Each is measured once.",
             "",
-            *_table(
+            *markdown_table(
                 ["", "first, with what it loads, s", "next picture, s", "TFLOP", "steps", "floor", "× / floor"],
                 _start_rows(results),
             ),
@@ -112,16 +113,16 @@ def markdown(results: Results) -> str:
             "As in the paper's comparison: the reference is new, the models are loaded, one picture of "
             f"{PICTURE_SIZE}² is drawn. Sums of what was measured above.",
             "",
-            *_table(
+            *markdown_table(
                 ["", "looking at the reference, s", "steps, s", "together, s", "×", "floor", "× / floor"],
                 _picture_rows(results),
             ),
             "",
             "## Everything else",
             "",
-            *_table(["", "s"], ([name, _seconds(value)] for name, value in results.seconds.items())),
+            *markdown_table(["", "s"], ([name, _seconds(value)] for name, value in results.seconds.items())),
             "",
-            *_table(["", "MB"], ([name, f"{value / 1e6:,.1f}"] for name, value in results.bytes.items())),
+            *markdown_table(["", "MB"], ([name, f"{value / 1e6:,.1f}"] for name, value in results.bytes.items())),
             "",
         ]
     )
@@ -129,7 +130,7 @@ def markdown(results: Results) -> str:
 
 def _step_table(steps: Sequence[StepCost], operations: Operations) -> list[str]:
     heads = ["", "pictures", "step, s", "×", "floor", "× / floor", "once, s", "memory, MB"]
-    return _table(heads, (_step_row(cost, floor(operations, cost.variant, cost.size)) for cost in steps))
+    return markdown_table(heads, (_step_row(cost, floor(operations, cost.variant, cost.size)) for cost in steps))
 
 
 def _step_row(cost: StepCost, least: float) -> list[str]:
@@ -180,10 +181,6 @@ def _ratios(ratio: float, least: float) -> list[str]:
 
 def _sizes(results: Results) -> Iterable[int]:
     return results.operations[PLAIN]
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def _seconds(seconds: float) -> str:

@@ -1,0 +1,10 @@
+"""Tables for the pages that scripts write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> list[str]:
+    """Its lines. Without rows, those that come before them."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
