@@ -74,7 +74,7 @@ SHOWN = {
 README_WIDTH = 1400
 CAPTURE_SIZE = (900, 680)
 THUMBNAIL_WIDTH = 512
-LEGIBLE = 920
+LEGIBLE = 940
 """How much of a graph a thumbnail can show."""
 MARGIN = 12
 # Ellipses over the photograph, as someone with a brush would cover the cup and its handle.

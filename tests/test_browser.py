@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core import newest_checkpoint
-from front_end import ADAPTER, WORKFLOWS, FrontEnd, Workflow, open_front_end, place_models
+from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
 from graph import TRIPLETS, adapter_file, triplets_folder
 from playwright.sync_api import expect
 from workflow_prompt import load_prompt
@@ -130,6 +131,14 @@ def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_en
     assert front_end.prompt() == load_prompt(WORKFLOWS[name], server.object_info())
     # This is where the front end says that nodes, models or pictures are missing, soon after it opened a workflow.
     expect(page.get_by_test_id("error-overlay")).to_be_hidden()
+    # Nodes take the room that they need, which may be more than the file gives them.
+    boxes = "items => items.map((item) => [...(item.getBounding?.() ?? item.boundingRect)])"
+    nodes = page.evaluate(f"({boxes})(app.graph.nodes)")
+    groups = page.evaluate(f"({boxes})(app.graph.groups)")
+    assert not [pair for pair in combinations(nodes, 2) if _meet(*pair)]
+    assert not [
+        (node, group) for node, group in product(nodes, groups) if _meet(node, group) and not _holds(group, node)
+    ]
 
 
 def test_run_shows_a_picture(front_end: FrontEnd) -> None:
@@ -245,6 +254,17 @@ def _with_a_miniature_model(path: Path) -> Workflow:
         for position, value in values.get(node["type"], {}).items():
             node["widgets_values"][position] = value
     return workflow
+
+
+def _meet(one: Box, other: Box) -> bool:
+    """Whether two boxes cover a common place."""
+    return all(one[side] < other[side] + other[side + 2] and other[side] < one[side] + one[side + 2] for side in (0, 1))
+
+
+def _holds(outer: Box, inner: Box) -> bool:
+    return all(
+        outer[side] <= inner[side] and inner[side] + inner[side + 2] <= outer[side] + outer[side + 2] for side in (0, 1)
+    )
 
 
 def _set_widgets(front_end: FrontEnd, class_type: str, **values: Any) -> None:

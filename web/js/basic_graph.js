@@ -2,7 +2,7 @@
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
-import { change } from './nodes.js'
+import { addInOneStep } from './nodes.js'
 import { reason } from './server.js'
 import { say } from './words.js'
 
@@ -20,7 +20,7 @@ export async function buildBasicGraph() {
         app.extensionManager.toast.add({ severity: 'error', summary: say('not_built'), detail: reason(error) })
         return
     }
-    app.canvas.selectItems(change(() => add(workflow)))
+    app.canvas.selectItems(await addInOneStep(() => add(workflow)))
     await app.extensionManager.command.execute('Comfy.Canvas.FitView')
 }
 

@@ -1,7 +1,7 @@
 /** What is dropped on the canvas becomes the node that loads it, connected to the DreamCache node that waits for it. */
 
 import { app } from '../../../scripts/app.js'
-import { change, set, widgetOf } from './nodes.js'
+import { addInOneStep, set, widgetOf } from './nodes.js'
 import { REFERENCE_LOADER } from './reference_loader.js'
 import { reason, saveReference } from './server.js'
 import { DROPS, setting } from './settings.js'
@@ -78,7 +78,7 @@ async function takeFiles(files, place, under) {
         try {
             const { name } = await saveReference(file)
             if (under?.comfyClass === REFERENCE_LOADER) choose(under, name)
-            else change(() => addLoader(name, [place[0], place[1] + number * 260], target))
+            else await addInOneStep(() => addLoader(name, [place[0], place[1] + number * 260], target))
         } catch (error) {
             app.extensionManager.toast.add({ severity: 'error', summary: say('not_taken'), detail: reason(error) })
         }

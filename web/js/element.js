@@ -1,12 +1,13 @@
 /** Elements on a node, by either renderer. They are no part of the workflow. */
 
 const STYLE = document.createElement('style')
-// Of the theme, whichever it is.
+// Colours of the theme, whichever it is. The Vue renderer's nodes would grow as text comes; to undo, that is a change.
 STYLE.textContent = `
     .dreamcache {
         box-sizing: border-box; border-radius: 4px; font: 11px/15px sans-serif;
         color: var(--input-text); background: var(--comfy-input-bg);
     }
+    .lg-node .dreamcache { min-height: var(--dreamcache-height); max-height: var(--dreamcache-height); }
     .dreamcache :focus-visible, .dreamcache:focus-visible { outline: 1px solid currentColor; }
     .dreamcache button {
         padding: 0 6px; border: 1px solid var(--border-color); border-radius: 4px; font: inherit; cursor: pointer;
@@ -34,6 +35,7 @@ export function addStyle(css) {
  */
 export function addElement(node, name, element, height) {
     element.classList.add('dreamcache')
+    element.style.setProperty('--dreamcache-height', `${height}px`)
     const getHeight = () => height
     const options = { serialize: false, hideOnZoom: false, margin: 4, getMinHeight: getHeight, getMaxHeight: getHeight }
     const { addDOMWidget } = /** @type {WithDOMWidgets} */ (/** @type {unknown} */ (node))

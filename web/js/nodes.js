@@ -2,6 +2,9 @@
 
 import { app } from '../../../scripts/app.js'
 
+/** In which the Vue renderer has drawn new nodes and measured them; on a slow machine, too. */
+const FRAMES = 10
+
 /**
  * In its subgraphs, too.
  *
@@ -77,6 +80,25 @@ export function change(change) {
     } finally {
         endChange()
     }
+}
+
+/**
+ * Add nodes in one step of undoing, with the sizes that the renderer gives them.
+ *
+ * @template T
+ * @param {() => T} add
+ * @returns {Promise<T>} When they are drawn.
+ */
+export async function addInOneStep(add) {
+    const added = change(add)
+    const { workflow } = /** @type {any} */ (app.extensionManager)
+    const { activeWorkflow } = workflow
+    for (let frame = 0; frame < FRAMES; frame++) await new Promise(requestAnimationFrame)
+    if (workflow.activeWorkflow === activeWorkflow) {
+        // Else the front end takes the sizes for a change of the user's, to be undone first.
+        activeWorkflow.changeTracker.activeState = JSON.parse(JSON.stringify(app.rootGraph.serialize()))
+    }
+    return added
 }
 
 /** What is changed from here on is one step of undoing. */
