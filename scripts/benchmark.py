@@ -49,35 +49,35 @@ def main() -> None:
     options.sizes = options.sizes or ([512, 768, 1024] if cuda else [512])
     options.batches = options.batches or ([1, 4, 8] if cuda else [1])
     options.steps = options.steps or (20 if cuda else 2)
-    files = write_models(BASE / "models", "SD15", SEED)
+    name = write_models(BASE / "models", "SD15", SEED)
+    checkpoint, adapter = (BASE / "models" / folder / name for folder in ("checkpoints", "dreamcache"))
     import_pack(environment.comfyui, cpu=not cuda)
-    from speed.page import PLOT, markdown, plot
+    from speed.page import PLOT, markdown, plot, read
     from speed.variants import PLAIN, VARIANTS
 
     options.variants = {name: VARIANTS[name] for name in (PLAIN, *(options.variants or VARIANTS))}
+    written = options.output / "speed.json"
     with torch.inference_mode():
-        results = benchmark(environment, files, options)
+        if options.add:
+            results = with_more_steps(read(written), checkpoint, adapter, options)
+        else:
+            results = benchmark(environment, checkpoint, adapter, options)
     text = json.dumps(asdict(results), indent=1)
-    (options.output / "speed.json").write_text(text)
+    written.write_text(text)
     (options.output / "speed.md").write_text(markdown(results))
     (options.output / PLOT).parent.mkdir(exist_ok=True)
     plot(results).save(options.output / PLOT, optimize=True)
     print(markdown(results))
 
 
-def benchmark(environment: Environment, files: str, options: argparse.Namespace) -> Results:
-    """`files`: name of the checkpoint and of the adapter."""
-    import comfy.sd
+def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     import torch
-    from dreamcache.dreamcache_core import load_adapter
-    from dreamcache.dreamcache_core.train import import_folder
     from speed.counting import bench_on_paper, count_step
-    from speed.measuring import measure_steps
     from speed.page import Results
-    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS, Bench, ipadapter_plus
+    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS
 
-    checkpoint, adapter = (BASE / "models" / folder / files for folder in ("checkpoints", "dreamcache"))
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    bench, clip, vae = load_bench(checkpoint, adapter)
+    model = bench.model
     name = (
         torch.cuda.get_device_name()
         if model.load_device.type == "cuda"
@@ -85,22 +85,11 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
     )
     machine = f"{name}, {model.model.get_dtype_inference()}, torch {torch.__version__}, {options.steps} of each step"
 
-    paper = bench_on_paper()
-    plain = model
-    if model.load_device.type != "cuda":
-        plain, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
-    bench = Bench(model, plain, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
-    variants = dict(options.variants)
-    if options.ipadapter_plus:
-        variants[IPADAPTER_PLUS] = ipadapter_plus(import_folder(options.ipadapter_plus, "ipadapter_plus"))
-    steps = []
-    for size in options.sizes:
-        for batch in options.batches:
-            _say(f"steps at {size}×{size}, batch {batch}")
-            steps += measure_steps(bench, variants, size, batch, options.steps)
+    steps = measure_sizes(bench, options)
     cache, starts = measure_starts(model, clip, vae)
     seconds = {**measure_handling(bench, adapter), **measure_queue(environment, checkpoint)}
     _say("operations")
+    paper = bench_on_paper()
     operations = {
         variant: {size: count_step(patch(paper), size) for size in sorted({*COUNTED_SIZES, *options.sizes})}
         for variant, patch in VARIANTS.items()
@@ -112,6 +101,44 @@ def benchmark(environment: Environment, files: str, options: argparse.Namespace)
     demo_steps, demo_operations = measure_demo(options)
     sizes = {**measure_files(adapter, cache), **measure_runs(environment)}
     return Results(machine, operations, steps, starts, seconds, sizes, demo_steps, demo_operations)
+
+
+def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
+    """Results, with steps of the options' sizes and batches in addition to theirs, or in their place."""
+    bench, *_ = load_bench(checkpoint, adapter)
+    steps = {(cost.size, cost.batch, cost.variant): cost for cost in [*results.steps, *measure_sizes(bench, options)]}
+    return replace(results, steps=list(steps.values()))
+
+
+def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
+    """The model at full size, and its CLIP and VAE."""
+    import comfy.sd
+    from dreamcache.dreamcache_core import load_adapter
+    from speed.counting import bench_on_paper
+    from speed.variants import Bench
+
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    plain, paper = model, bench_on_paper()
+    if model.load_device.type != "cuda":
+        plain, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
+    bench = Bench(model, plain, load_adapter(adapter).adapter, lambda count: _filled(paper.references(count)))
+    return bench, clip, vae
+
+
+def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
+    from dreamcache.dreamcache_core.train import import_folder
+    from speed.measuring import measure_steps
+    from speed.variants import IPADAPTER_PLUS, ipadapter_plus
+
+    variants = dict(options.variants)
+    if options.ipadapter_plus:
+        variants[IPADAPTER_PLUS] = ipadapter_plus(import_folder(options.ipadapter_plus, "ipadapter_plus"))
+    steps: list[StepCost] = []
+    for size in options.sizes:
+        for batch in options.batches:
+            _say(f"steps at {size}×{size}, batch {batch}")
+            steps += measure_steps(bench, variants, size, batch, options.steps)
+    return steps
 
 
 def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operations]:
@@ -279,6 +306,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="measured of each variant (default: 20; on the CPU 2)")
     parser.add_argument("--variants", nargs="+", help="by their names in the table (default: all)")
     parser.add_argument("--ipadapter-plus", type=Path, help="folder of IPAdapter_plus, to be measured too")
+    parser.add_argument("--add", action="store_true", help="measure steps alone, and add them to what is written")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument("--output", type=Path, default=ROOT / "web" / "docs", help="folder (default: %(default)s)")
     return parser.parse_args()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markdown_table import markdown_table
 from PIL import Image, ImageDraw, ImageFont
@@ -53,6 +55,18 @@ class Results:
     bytes: Mapping[str, int]
     demo_steps: Sequence[StepCost]
     demo_operations: Operations
+
+
+def read(path: Path) -> Results:
+    """Results as `asdict` had them in a JSON file."""
+    results = json.loads(path.read_text())
+    for name in ("operations", "demo_operations"):
+        # JSON has no numbers for keys.
+        for variant, of_sizes in results[name].items():
+            results[name][variant] = {int(size): count for size, count in of_sizes.items()}
+    for name, kind in (("steps", StepCost), ("demo_steps", StepCost), ("starts", Start)):
+        results[name] = [kind(**fields) for fields in results[name]]
+    return Results(**results)
 
 
 def floor(operations: Operations, variant: str, size: int) -> float:
