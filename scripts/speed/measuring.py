@@ -59,13 +59,18 @@ def measure_steps(bench: Bench, variants: Mapping[str, Variant], size: int, batc
     # For all but seconds each is evaluated once, by itself; the first of a process is slower by a third.
     alone = {name: _evaluate(variants[name](bench), size, batch) for name in [PLAIN, *variants]}
     pairs: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants if variant != PLAIN}
+
+    def pair(variant: str, order: slice) -> Sequence[float]:
+        models = variants[PLAIN](bench), variants[variant](bench)
+        return _seconds_of(models[order], size, batch)[order]
+
     with steady(bench.model.load_device):
+        # Whoever comes first pays for the memory that is then kept for all others.
+        pair(next(iter(pairs)), slice(None))
         for number in range(rounds):
             for variant, measured in pairs.items():
-                models = variants[PLAIN](bench), variants[variant](bench)
                 # Whichever comes second may be slower by that alone.
-                order = slice(None, None, -1 if number % 2 else 1)
-                plain, other = _seconds_of(models[order], size, batch)[order]
+                plain, other = pair(variant, slice(None, None, -1 if number % 2 else 1))
                 print(f"{variant}: {other:.3f} s, and {plain:.3f} s without, {other / plain:.3f}", flush=True)
                 measured.append((plain, other))
     everywhere = [plain for of_variant in pairs.values() for plain, _ in of_variant]
