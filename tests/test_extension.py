@@ -80,7 +80,7 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     page.evaluate("app.extensionManager.command.execute('DreamCache.BuildBasicGraph')")
     page.wait_for_function(is_built)
     # With one press, although the front end takes the sizes that it gives to the nodes for a change, once one clicks.
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1000)  # Sizes that come later than the command has waited for them would be seen.
     page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     page.keyboard.press("Control+z")
     page.wait_for_function("!app.graph.nodes.length")
