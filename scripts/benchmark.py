@@ -72,9 +72,7 @@ def main() -> None:
 
 def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     import torch
-    from speed.counting import bench_on_paper, count_step
     from speed.page import Results
-    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS
 
     bench, clip, vae = load_bench(checkpoint, adapter)
     model = bench.model
@@ -88,15 +86,7 @@ def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options
     steps = measure_sizes(bench, options)
     cache, starts = measure_starts(model, clip, vae)
     seconds = {**measure_handling(bench, adapter), **measure_queue(environment, checkpoint)}
-    _say("operations")
-    paper = bench_on_paper()
-    operations = {
-        variant: {size: count_step(patch(paper), size) for size in sorted({*COUNTED_SIZES, *options.sizes})}
-        for variant, patch in VARIANTS.items()
-    }
-    if options.ipadapter_plus:
-        # It asks the device for the timestep in every layer, so it can't be counted; it must do no less than this.
-        operations[IPADAPTER_PLUS] = operations[IPADAPTER]
+    operations = count_operations({*COUNTED_SIZES, *options.sizes}, bool(options.ipadapter_plus))
     _say("steps of the demo model")
     demo_steps, demo_operations = measure_demo(options)
     sizes = {**measure_files(adapter, cache), **measure_runs(environment)}
@@ -105,9 +95,29 @@ def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options
 
 def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     """Results, with steps of the options' sizes and batches in addition to theirs, or in their place."""
+    from speed.variants import IPADAPTER_PLUS, PLAIN
+
+    with_ipadapter_plus = bool(options.ipadapter_plus) or IPADAPTER_PLUS in results.operations
+    operations = count_operations({*results.operations[PLAIN], *options.sizes}, with_ipadapter_plus)
     bench, *_ = load_bench(checkpoint, adapter)
     steps = {(cost.size, cost.batch, cost.variant): cost for cost in [*results.steps, *measure_sizes(bench, options)]}
-    return replace(results, steps=list(steps.values()))
+    return replace(results, operations=operations, steps=list(steps.values()))
+
+
+def count_operations(sizes: set[int], ipadapter_plus: bool) -> Operations:
+    """Of a step of every variant, IPAdapter_plus among them or not."""
+    from speed.counting import bench_on_paper, count_step
+    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS
+
+    _say("operations")
+    paper = bench_on_paper()
+    operations = {
+        variant: {size: count_step(patch(paper), size) for size in sorted(sizes)} for variant, patch in VARIANTS.items()
+    }
+    if ipadapter_plus:
+        # It asks the device for the timestep in every layer, so it can't be counted; it must do no less than this.
+        operations[IPADAPTER_PLUS] = operations[IPADAPTER]
+    return operations
 
 
 def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
