@@ -132,9 +132,8 @@ def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_en
     # This is where the front end says that nodes, models or pictures are missing, soon after it opened a workflow.
     expect(page.get_by_test_id("error-overlay")).to_be_hidden()
     # Nodes take the room that they need, which may be more than the file gives them.
-    boxes = "items => items.map((item) => [...(item.getBounding?.() ?? item.boundingRect)])"
-    nodes = page.evaluate(f"({boxes})(app.graph.nodes)")
-    groups = page.evaluate(f"({boxes})(app.graph.groups)")
+    boxes = "kind => app.graph[kind].map((item) => [...item.boundingRect])"
+    nodes, groups = (page.evaluate(boxes, kind) for kind in ("nodes", "groups"))
     assert not [pair for pair in combinations(nodes, 2) if _meet(*pair)]
     assert not [
         (node, group) for node, group in product(nodes, groups) if _meet(node, group) and not _holds(group, node)
