@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from comfyui_version import __version__ as comfyui_version
 
-from .nodes.needs import check_comfyui
+from .nodes.host.version_check import check_comfyui
 
 check_comfyui(comfyui_version)
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .dreamcache_core import SUFFIXES
-from .nodes.adapter_loader import FOLDER, DreamCacheAdapterLoader
+from .dreamcache_core.adapter.file import SUFFIXES
+from .nodes.adapter_loader import DreamCacheAdapterLoader
 from .nodes.apply import ApplyDreamCache
 from .nodes.combine_references import DreamCacheCombineReferences
 from .nodes.compare import DreamCacheCompare
 from .nodes.demo_model import DreamCacheDemoModel
 from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
-from .nodes.folders import register_models_folder
 from .nodes.guider import DreamCacheGuider
-from .nodes.load_reference_cache import REFERENCES_FOLDER, DreamCacheLoadReferenceCache
+from .nodes.host.folders import ADAPTERS, REFERENCES, register_models_folder
+from .nodes.host.routes import register_routes
+from .nodes.load_reference_cache import DreamCacheLoadReferenceCache
 from .nodes.one_node import DreamCacheOneNode
 from .nodes.preview_attention import DreamCachePreviewAttention
 from .nodes.preview_reference_cache import DreamCachePreviewReferenceCache
 from .nodes.prompt_source import DreamCachePromptSource
-from .nodes.routes import register_routes
 from .nodes.save_adapter import DreamCacheSaveAdapter
 from .nodes.save_reference_cache import DreamCacheSaveReferenceCache
 from .nodes.save_triplet import DreamCacheSaveTriplet
@@ -40,9 +40,9 @@ WEB_DIRECTORY = "./web"
 class DreamCacheExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
-        register_models_folder(FOLDER, SUFFIXES)
+        register_models_folder(ADAPTERS, SUFFIXES)
         register_routes()
-        register_models_folder(REFERENCES_FOLDER, [".safetensors"])
+        register_models_folder(REFERENCES, [".safetensors"])
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

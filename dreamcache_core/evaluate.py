@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from .adapter_file import load_adapter
+from .adapter.file import load_adapter
 from .errors import DreamCacheError
-from .evaluation import Drawing, measure_drawings, plan_drawings, save_drawing, save_evaluation, to_table
-from .files import name_and_hash
-from .measuring import Yardsticks
-from .reference_image import subject_on_white
-from .subjects import Subject, load_picture, open_subjects
+from .evaluation.metrics import Yardsticks
+from .evaluation.results import Drawing, measure_drawings, plan_drawings, save_drawing, save_evaluation, to_table
+from .evaluation.subjects import Subject, load_picture, open_subjects
+from .io.tensor_file import name_and_hash
+from .reference.image import subject_on_white
 from .train import import_pack
 
 
@@ -50,8 +50,8 @@ def evaluate(options: argparse.Namespace) -> None:
 def _draw(options: argparse.Namespace) -> None:
     import comfy.sd
 
-    from ..nodes import patching
-    from ..nodes.samples import SampleSettings, draw_samples
+    from ..nodes.host.generation import SampleSettings, draw_samples
+    from ..nodes.host.patching.injection import wrap_for_sampling
 
     subjects = open_subjects(options.subjects)
     described = {name: getattr(options, name) for name in _SAMPLE_SETTINGS}
@@ -61,7 +61,7 @@ def _draw(options: argparse.Namespace) -> None:
     print(f"{len(drawings):,} pictures of {len(subjects)} subjects are to be drawn.", flush=True)
     if not drawings:
         return
-    adapter = patching.wrap_for_drawing(load_adapter(options.adapter).adapter)
+    adapter = wrap_for_sampling(load_adapter(options.adapter).adapter)
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
     draw = partial(draw_samples, model, clip, vae, adapter)
     drawn = draw_all(drawings, subjects, options.pictures, settings, draw)
@@ -97,7 +97,7 @@ def draw_all(
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from ..nodes import encoders
+    from ..nodes.host import encoders
 
     if not options.clip and not options.dino:
         raise DreamCacheError("There is nothing to measure with: give --clip, --dino or both.")

@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 
-from .adapter import untrained_adapter
-from .adapter_file import save_adapter
-from .batches import make_batches
-from .disk_cache import DiskCache
+from .adapter.file import save_adapter
+from .adapter.network import untrained_adapter
 from .errors import DreamCacheError
-from .estimate import describe, measure
-from .processes import Processes, join_processes
-from .provenance import trained_adapter
-from .training import Trainer, TrainingSettings, resume, run
-from .training_log import TrainingLog
-from .triplets import Triplets, open_triplets
+from .io.disk_cache import DiskCache
+from .training.batches import make_batches
+from .training.estimate import describe, measure
+from .training.log import TrainingLog
+from .training.processes import Processes, join_processes
+from .training.session import resume, run
+from .training.settings import TrainingSettings
+from .training.trainer import Trainer
+from .training.triplets import Triplets, open_triplets
 
 PACK = Path(__file__).resolve().parents[1]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,8 +64,8 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
 def _train(options: argparse.Namespace, processes: Processes) -> None:
     import comfy.sd
 
-    from ..nodes import patching
-    from ..nodes.frozen_base import ComfyUIBase
+    from ..nodes.host.base_model import structure_of
+    from ..nodes.host.frozen_base import ComfyUIBase
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
     say = processes.say
@@ -72,7 +73,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     say(triplets.description)
     say(f"Loading {options.checkpoint} …")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
-    adapter = untrained_adapter(patching.structure_of(model), settings.seed).to(model.load_device)
+    adapter = untrained_adapter(structure_of(model), settings.seed).to(model.load_device)
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
     say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
@@ -113,7 +114,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         log.add_step(progress)
         last = progress.step == settings.steps
         if progress.step % options.every == 0 or last:
-            trained = trained_adapter(trainer, base.weights_hash, len(triplets))
+            trained = trainer.finished_adapter(base.weights_hash, len(triplets))
             save_adapter(options.output / "adapter.safetensors", trained)
         if sheet and (progress.step % options.sample_every == 0 or last):
             log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
@@ -124,7 +125,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
 def _sample_sheet(options: argparse.Namespace, triplets: Triplets, model: Any, clip: Any, vae: Any) -> Any:
     """Of the prompts of a file, or of some of the data, each with a reference of the data."""
-    from ..nodes.samples import SampleSettings, SampleSheet, to_sample
+    from ..nodes.host.generation import SampleSettings, SampleSheet, to_sample
 
     prompts: list[str] = []
     if options.sample_prompts:

@@ -8,12 +8,10 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import load_adapter
-from . import patching
-from .folders import no_such_file
-from .types import CATEGORY, AdapterType
-
-FOLDER = "dreamcache"
+from ..dreamcache_core.adapter.file import load_adapter
+from .host.folders import ADAPTERS, no_such_file
+from .host.patching.injection import wrap_for_sampling
+from .schema import CATEGORY, AdapterType, adapter_name_input
 
 
 class DreamCacheAdapterLoader(io.ComfyNode):
@@ -26,13 +24,7 @@ class DreamCacheAdapterLoader(io.ComfyNode):
             category=CATEGORY,
             description="Loads a trained adapter, this project's .safetensors or the authors' .pt.",
             search_aliases=["personalize", "load adapter"],
-            inputs=[
-                io.Combo.Input(
-                    "adapter_name",
-                    options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file of models/dreamcache, trained for the family of your model.",
-                )
-            ],
+            inputs=[adapter_name_input()],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache."),
                 io.String.Output(
@@ -45,9 +37,9 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, adapter_name: str) -> bool | str:
-        if folder_paths.get_full_path(FOLDER, adapter_name):
+        if folder_paths.get_full_path(ADAPTERS, adapter_name):
             return True
-        return no_such_file(FOLDER, adapter_name, "adapter")
+        return no_such_file(ADAPTERS, adapter_name, "adapter")
 
     @classmethod
     @override
@@ -58,8 +50,8 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     @override
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         file = load_adapter(_path(adapter_name))
-        return io.NodeOutput(patching.wrap_for_drawing(file.adapter), file.description)
+        return io.NodeOutput(wrap_for_sampling(file.adapter), file.description)
 
 
 def _path(adapter_name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, adapter_name))
+    return Path(folder_paths.get_full_path_or_raise(ADAPTERS, adapter_name))

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import References, Strengths
-from . import patching
-from .on_node import show_text
-from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
-
-
-def guidance_curve_input() -> io.Input:
-    return StrengthsType.Input(
-        "guidance_curve",
-        optional=True,
-        tooltip="From DreamCache Strengths, whose curve image_guidance follows: where that is 0 there is none, and it "
-        "costs nothing. Factors of layers count for strengths only.",
-    )
+from ..dreamcache_core.adapter.strengths import Strengths
+from ..dreamcache_core.reference.cache import ReferenceCache
+from .host.base_model import weights_of
+from .host.inputs import as_region
+from .host.node_text import show_text
+from .host.patching.apply import inject
+from .host.patching.injection import Injection, Rows
+from .schema import (
+    CATEGORY,
+    AdapterType,
+    ReferenceCacheType,
+    StrengthsType,
+    guidance_curve_input,
+    rows_input,
+    strength_input,
+)
 
 
 class ApplyDreamCache(io.ComfyNode):
@@ -41,14 +42,7 @@ class ApplyDreamCache(io.ComfyNode):
                     "reference_cache",
                     tooltip="From DreamCache Encode Reference, Combine References or Load Reference Cache.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How much of the reference enters. At 0 the model is as it was.",
-                ),
+                strength_input(),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
@@ -75,14 +69,9 @@ class ApplyDreamCache(io.ComfyNode):
                     tooltip="How far to push towards the reference, as CFG pushes towards the prompt. Any value but 1 "
                     "evaluates the model once more at each step.",
                 ),
-                io.Combo.Input(
-                    "rows",
-                    options=list(get_args(patching.Rows)),
-                    default="both",
-                    tooltip="Which rows of the batch read the reference: those of both prompts, as in training; only "
-                    "those of the positive prompt, so that CFG pushes towards the reference too; or only those of the "
-                    "negative.",
-                    advanced=True,
+                rows_input(
+                    "Which rows of the batch read the reference: those of both prompts, as in training; only those of "
+                    "the positive prompt, so that CFG pushes towards the reference too; or only those of the negative."
                 ),
                 io.Mask.Input(
                     "region",
@@ -108,17 +97,17 @@ class ApplyDreamCache(io.ComfyNode):
         cls,
         model: ModelPatcher,
         adapter: ModelPatcher,
-        reference_cache: References,
+        reference_cache: ReferenceCache,
         strength: float,
         start_percent: float,
         end_percent: float,
         image_guidance: float,
-        rows: patching.Rows,
+        rows: Rows,
         region: torch.Tensor | None = None,
         strengths: Strengths | None = None,
         guidance_curve: Strengths | None = None,
     ) -> io.NodeOutput:
-        injection = patching.Injection(
+        injection = Injection(
             adapter=adapter,
             cache=reference_cache,
             strength=strength,
@@ -128,11 +117,10 @@ class ApplyDreamCache(io.ComfyNode):
             rows=rows,
             strengths=strengths or Strengths(),
             guidance_curve=(guidance_curve or Strengths()).curve,
-            region=None if region is None else region.reshape(-1, *region.shape[-2:]),
-            paired=reference_cache.paired,
+            region=as_region(region),
         )
-        injected = patching.inject(model, injection)
-        warning = reference_cache.compare_weights(patching.weights_of(model))
+        injected = inject(model, injection)
+        warning = reference_cache.compare_weights(weights_of(model))
         if warning is None:
             return io.NodeOutput(injected)
         show_text(cls, warning)

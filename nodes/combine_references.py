@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, average, combine
-from .types import CATEGORY, ReferenceCacheType
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.io.numbers import read_numbers
+from ..dreamcache_core.reference.combining import average, combine
+from .schema import CATEGORY, ReferenceCacheType
 
 CONCATENATE = "concatenate"
 AVERAGE = "average"
@@ -63,22 +65,20 @@ class DreamCacheCombineReferences(io.ComfyNode):
                     "Strengths weigh references that are read together, and here each latent reads one of its own: "
                     "leave strengths empty."
                 )
-            return io.NodeOutput(combine(given, [1.0] * len(given), paired=True))
+            return io.NodeOutput(combine(given, [1.0] * len(given), per_latent=True))
         weights = _read_strengths(strengths, len(given))
         return io.NodeOutput(average(given, weights) if mode == AVERAGE else combine(given, weights))
 
 
 def _read_strengths(text: str, count: int) -> list[float]:
-    words = text.replace(",", " ").split()
-    if len(words) > count:
-        raise DreamCacheError(f"There are {len(words)} strengths for {count} references: write one for each at most.")
-    try:
-        strengths = [float(word) for word in words]
-    except ValueError:
-        strengths = [-1.0]
-    if not all(0 <= strength <= MAX_STRENGTH for strength in strengths):
+    strengths = read_numbers(text, 0, MAX_STRENGTH)
+    if strengths is None:
         raise DreamCacheError(
             f'"{text}" is no list of strengths: write numbers from 0 to {MAX_STRENGTH:g} with commas between, such as '
             "1, 0.5."
         )
-    return strengths + [1.0] * (count - len(strengths))
+    if len(strengths) > count:
+        raise DreamCacheError(
+            f"There are {len(strengths)} strengths for {count} references: write one for each at most."
+        )
+    return [*strengths, *[1.0] * (count - len(strengths))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import comfy.samplers
 import comfy.sd
@@ -14,12 +14,17 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from typing_extensions import override
 
-from ..dreamcache_core import References, Strengths, compare, contact_sheet, read_values, to_image, to_tensor
-from . import patching
-from .checks import check_vae
-from .on_node import show_text
-from .samples import SampleSettings, draw
-from .types import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType
+from ..dreamcache_core.adapter.strengths import Strengths
+from ..dreamcache_core.figures.comparison import compare, read_values
+from ..dreamcache_core.figures.contact_sheet import contact_sheet
+from ..dreamcache_core.io.images import to_image, to_tensor
+from ..dreamcache_core.reference.cache import ReferenceCache
+from .host.base_model import check_vae
+from .host.generation import SampleSettings, draw
+from .host.inputs import as_region
+from .host.node_text import show_text
+from .host.patching.injection import Rows
+from .schema import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType, rows_input
 
 # What may have several values: as an input gives it, from, to, whether in whole numbers, and what it is.
 _COMPARED: dict[str, tuple[str, float, float, bool, str]] = {
@@ -80,14 +85,7 @@ class DreamCacheCompare(io.ComfyNode):
                     step=8,
                     tooltip="Of each picture in the table, in pixels.",
                 ),
-                io.Combo.Input(
-                    "rows",
-                    options=list(get_args(patching.Rows)),
-                    default="both",
-                    optional=True,
-                    tooltip="As in Apply DreamCache.",
-                    advanced=True,
-                ),
+                rows_input("As in Apply DreamCache.", optional=True),
                 io.Mask.Input("region", optional=True, tooltip="As in Apply DreamCache: where the reference enters."),
                 StrengthsType.Input("strengths", optional=True, tooltip="From DreamCache Strengths."),
             ],
@@ -105,7 +103,7 @@ class DreamCacheCompare(io.ComfyNode):
         cls,
         model: ModelPatcher,
         adapter: ModelPatcher,
-        reference_cache: References,
+        reference_cache: ReferenceCache,
         vae: comfy.sd.VAE,
         positive: list,
         negative: list,
@@ -114,7 +112,7 @@ class DreamCacheCompare(io.ComfyNode):
         scheduler: str,
         denoise: float,
         cell_size: int,
-        rows: patching.Rows = "both",
+        rows: Rows = "both",
         region: torch.Tensor | None = None,
         strengths: Strengths | None = None,
         **compared: str,
@@ -130,9 +128,8 @@ class DreamCacheCompare(io.ComfyNode):
         table = [[_effective(plain, {**row, **column}) for column in comparison.columns] for row in comparison.rows]
         how = {
             "rows": rows,
-            "region": None if region is None else region.reshape(-1, *region.shape[-2:]),
+            "region": as_region(region),
             "strengths": strengths or Strengths(),
-            "paired": reference_cache.paired,
         }
         batch = len(latent_image["samples"])
         labels = [

@@ -10,11 +10,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, load_adapter, load_picture
-from ..dreamcache_core.files import Header, read_header, read_tensors
-from . import patching
-from .demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
-from .types import CATEGORY, AdapterType
+from ..dreamcache_core.adapter.file import load_adapter
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.evaluation.subjects import load_picture
+from ..dreamcache_core.io.tensor_file import Header, read_header, read_tensors
+from .host.demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
+from .host.patching.injection import wrap_for_sampling
+from .schema import CATEGORY, AdapterType
 
 FOLDER = Path(__file__).parent / "demo"
 MODEL_FILE = "model.safetensors"
@@ -50,7 +52,7 @@ class DreamCacheDemoModel(io.ComfyNode):
     @override
     def execute(cls) -> io.NodeOutput:
         networks = load_networks()
-        adapter = patching.wrap_for_drawing(_read(FOLDER / ADAPTER_FILE, load_adapter).adapter)
+        adapter = wrap_for_sampling(_read(FOLDER / ADAPTER_FILE, load_adapter).adapter)
         subject = _read(FOLDER / SUBJECT_FILE, load_picture)
         assert subject.mask is not None  # It lies beside the picture.
         pictures = subject.image.unsqueeze(0), subject.mask.unsqueeze(0)

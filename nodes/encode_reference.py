@@ -1,33 +1,15 @@
-"""DreamCache Encode Reference: pictures of a subject become a reference cache."""
+"""DreamCache Encode Reference: images of a subject become a reference cache."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import (
-    DreamCacheError,
-    make_thumbnail,
-    resize_mask,
-    resize_to_area,
-    silhouette,
-    subject_on_white,
-    to_image,
-)
-from . import patching
-from .checks import check_clip, check_prompt_width, check_vae
-from .pictures import in_colours, masks_of
-from .types import CATEGORY, ReferenceCacheType
-
-# The caching pass of the paper (section 3.1): almost no noise, and nothing known of the subject but its picture.
-TIMESTEP = 1
-PROMPT = ""
+from .host.reference import TIMESTEP, encode_reference
+from .schema import CATEGORY, ReferenceCacheType
 
 
 class DreamCacheEncodeReference(io.ComfyNode):
@@ -111,34 +93,16 @@ class DreamCacheEncodeReference(io.ComfyNode):
         mask: torch.Tensor | None = None,
         subject_only: bool = False,
     ) -> io.NodeOutput:
-        structure = patching.structure_of(model)
-        reference, subject = _prepare(image, mask, resolution)
-        check_clip(clip)
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-        check_prompt_width(conditioning[0][0].shape[-1], structure)
-        check_vae(vae, model)
-        latent = vae.encode(reference)
-        noise = comfy.sample.prepare_noise(latent, seed)
-        cache = patching.encode_reference(model, latent, noise, conditioning, timestep, PROMPT)
-        if subject_only and subject is not None:
-            cache = replace(cache, subject=resize_mask(subject, *cache.latent_size))
-        thumbnails = tuple(make_thumbnail(to_image(picture)) for picture in reference)
-        return io.NodeOutput(replace(cache, source=replace(patching.weights_of(model), thumbnails=thumbnails)))
-
-
-def _prepare(
-    image: torch.Tensor, mask: torch.Tensor | None, resolution: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What is encoded, (batch, height, width, 3), and where in it the subjects are, (batch, height, width)."""
-    if not len(image):
-        raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
-    image = in_colours(image)
-    if mask is None:
-        return resize_to_area(image, resolution), None
-    masks = len(mask.reshape(-1, *mask.shape[-2:]))
-    if masks not in (1, len(image)):
-        raise DreamCacheError(
-            f"There are {masks} masks for {len(image)} images: connect one mask for all, or one for each image."
+        return io.NodeOutput(
+            encode_reference(
+                model,
+                vae,
+                clip,
+                image,
+                mask,
+                timestep=timestep,
+                seed=seed,
+                resolution=resolution,
+                subject_only=subject_only,
+            )
         )
-    mask = masks_of(image, mask)
-    return subject_on_white(image, mask, resolution), silhouette(mask, resolution)

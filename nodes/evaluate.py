@@ -12,21 +12,14 @@ from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import (
-    METRICS,
-    DreamCacheError,
-    Picture,
-    SubjectMeasure,
-    Yardsticks,
-    contact_sheet,
-    describe_scores,
-    mean_scores,
-    to_image,
-    to_tensor,
-)
-from . import encoders
-from .pictures import in_colours, masks_of
-from .types import TRAINING_CATEGORY
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.evaluation.metrics import METRICS, Picture, SubjectMeasure, Yardsticks, mean_scores
+from ..dreamcache_core.evaluation.results import describe_scores
+from ..dreamcache_core.figures.contact_sheet import contact_sheet
+from ..dreamcache_core.io.images import to_image, to_tensor
+from .host import encoders
+from .host.inputs import check_masks, in_colours, masks_of
+from .schema import TRAINING_CATEGORY
 
 FOLDER = "clip_vision"
 NONE = "none"
@@ -135,11 +128,7 @@ def _pictures(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list
     image = in_colours(image)
     if mask is None:
         return [Picture(picture) for picture in image]
-    masks = len(mask.reshape(-1, *mask.shape[-2:]))
-    if masks not in (1, len(image)):
-        raise DreamCacheError(
-            f"There are {masks} masks for {len(image)} {what}: connect one mask for all, or one for each."
-        )
+    check_masks(mask, len(image), what)
     return [Picture(picture, subject) for picture, subject in zip(image, masks_of(image, mask), strict=True)]
 
 

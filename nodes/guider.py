@@ -6,10 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import Strengths
-from . import patching
-from .apply import guidance_curve_input
-from .types import CATEGORY
+from ..dreamcache_core.adapter.strengths import Strengths
+from .host.patching.guidance import Guider
+from .schema import CATEGORY, guidance_curve_input
 
 
 class DreamCacheGuider(io.ComfyNode):
@@ -59,7 +58,7 @@ class DreamCacheGuider(io.ComfyNode):
         image_guidance: float,
         guidance_curve: Strengths | None = None,
     ) -> io.NodeOutput:
-        guider = patching.Guider(model)
+        guider = Guider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         guider.image_guidance = image_guidance

@@ -9,11 +9,9 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import load_references
-from .folders import no_such_file
-from .types import CATEGORY, ReferenceCacheType
-
-REFERENCES_FOLDER = "dreamcache_references"
+from ..dreamcache_core.reference.file import load_references
+from .host.folders import REFERENCES, no_such_file
+from .schema import CATEGORY, ReferenceCacheType
 
 
 class DreamCacheLoadReferenceCache(io.ComfyNode):
@@ -29,7 +27,7 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "reference_name",
-                    options=folder_paths.get_filename_list(REFERENCES_FOLDER),
+                    options=folder_paths.get_filename_list(REFERENCES),
                     tooltip="A file of models/dreamcache_references, encoded with the family of your model.",
                 )
             ],
@@ -45,9 +43,9 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, reference_name: str) -> bool | str:
-        if folder_paths.get_full_path(REFERENCES_FOLDER, reference_name):
+        if folder_paths.get_full_path(REFERENCES, reference_name):
             return True
-        return no_such_file(REFERENCES_FOLDER, reference_name, "reference")
+        return no_such_file(REFERENCES, reference_name, "reference")
 
     @classmethod
     @override
@@ -64,4 +62,4 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
 
 
 def _path(reference_name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(REFERENCES_FOLDER, reference_name))
+    return Path(folder_paths.get_full_path_or_raise(REFERENCES, reference_name))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from typing_extensions import override
 
-from .adapter_loader import FOLDER, DreamCacheAdapterLoader
-from .encode_reference import TIMESTEP
-from .types import CATEGORY
+from .adapter_loader import DreamCacheAdapterLoader
+from .host.reference import TIMESTEP
+from .schema import CATEGORY, adapter_name_input, strength_input
 
 # A wire of the graph: the number of a node and of its output.
 Link = list[str | int]
@@ -40,19 +39,8 @@ class DreamCacheOneNode(io.ComfyNode):
                     raw_link=True,
                     tooltip="Your subject, best alone and large in the picture. A batch is several references.",
                 ),
-                io.Combo.Input(
-                    "adapter_name",
-                    options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="A file of models/dreamcache, trained for the family of your model.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="How much of the reference enters. At 0 the model is as it was.",
-                ),
+                adapter_name_input(),
+                strength_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,

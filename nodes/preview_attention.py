@@ -12,19 +12,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..dreamcache_core import (
-    DreamCacheError,
-    Look,
-    attention_sheet,
-    group_of,
-    resize_to_area,
-    to_image,
-    to_tensor,
-)
-from . import patching
-from .checks import check_vae
-from .pictures import in_colours
-from .types import CATEGORY
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.figures.attention_sheet import Look, attention_sheet
+from ..dreamcache_core.io.images import to_image, to_tensor
+from ..dreamcache_core.reference.image import resize_to_area
+from ..dreamcache_core.unet import group_of
+from .host.base_model import check_vae
+from .host.inputs import as_region, check_masks, in_colours
+from .host.patching.attention_probe import AttentionProbe, probe_attention
+from .host.patching.injection import injections_on
+from .schema import CATEGORY
 
 
 class DreamCachePreviewAttention(io.ComfyNode):
@@ -103,7 +100,7 @@ class DreamCachePreviewAttention(io.ComfyNode):
         seed: int,
         region: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if not patching.injections_of(model):
+        if not injections_on(model):
             raise DreamCacheError(
                 "The model reads no reference, so it looks nowhere: connect the model that Apply DreamCache gives, "
                 "with a strength above 0."
@@ -114,24 +111,20 @@ class DreamCachePreviewAttention(io.ComfyNode):
         image = resize_to_area(in_colours(image), 0)
         latent = vae.encode(image)
         noise = comfy.sample.prepare_noise(latent, seed)
+        region = as_region(region)
         if region is not None:
-            region = region.reshape(-1, *region.shape[-2:])
-            if len(region) not in (1, len(image)):
-                raise DreamCacheError(
-                    f"The region holds {len(region)} masks for {len(image)} images: connect one mask for all, or one "
-                    "for each."
-                )
+            check_masks(region, len(image))
         looks: list[list[Look]] = [[] for _ in image]
         bar = comfy.utils.ProgressBar(noise_levels)
         for level in range(noise_levels):
             progress = start_percent + (end_percent - start_percent) * (level + 0.5) / noise_levels
-            watch = patching.watch_attention(model, latent, noise, positive, progress, region)
+            probe = probe_attention(model, latent, noise, positive, progress, region)
             for number, of_picture in enumerate(looks):
-                of_picture += _looks(model, watch, number, f"{progress:.0%} of sampling")
+                of_picture += _looks(model, probe, number, f"{progress:.0%} of sampling")
             bar.update(1)
         layers = {
             layer.name: f"{layer.name}, {group_of(layer, injection.cache.layers)}"
-            for injection in patching.injections_of(model)
+            for injection in injections_on(model)
             for layer in injection.adapter.model.layers
         }
         sheets = [
@@ -142,16 +135,14 @@ class DreamCachePreviewAttention(io.ComfyNode):
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-def _looks(model: ModelPatcher, watch: patching.Watch, number: int, when: str) -> Iterator[Look]:
+def _looks(model: ModelPatcher, probe: AttentionProbe, number: int, when: str) -> Iterator[Look]:
     """Of each reference that a latent of the batch reads."""
-    injections = patching.injections_of(model)
+    injections = injections_on(model)
     for position, injection in enumerate(injections, start=1):
         finest = injection.adapter.model.layers[-1].name
-        references = [
-            each for cache in injection.cache.caches for each in zip(cache.pictures, cache.kept(finest), strict=True)
-        ]
-        numbers = [number] if injection.paired else range(len(references))
-        maps = watch.maps(injection, number) or [{} for _ in numbers]
+        references = list(zip(injection.cache.images, injection.cache.kept(finest), strict=True))
+        numbers = [number] if injection.cache.per_latent else range(len(references))
+        maps = probe.maps(injection, number) or [{} for _ in numbers]
         for one, of_reference in zip(numbers, maps, strict=True):
             words = [when]
             if len(injections) > 1:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..dreamcache_core import References, reference_sheet, to_tensor
-from .types import CATEGORY, ReferenceCacheType
+from ..dreamcache_core.figures.reference_sheet import reference_sheet
+from ..dreamcache_core.io.images import to_tensor
+from ..dreamcache_core.reference.cache import ReferenceCache
+from .schema import CATEGORY, ReferenceCacheType
 
 
 class DreamCachePreviewReferenceCache(io.ComfyNode):
@@ -31,6 +33,6 @@ class DreamCachePreviewReferenceCache(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, reference_cache: References) -> io.NodeOutput:
+    def execute(cls, reference_cache: ReferenceCache) -> io.NodeOutput:
         image = to_tensor(reference_sheet(reference_cache)).unsqueeze(0)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

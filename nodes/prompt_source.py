@@ -8,8 +8,9 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, choose_line, combine_words
-from .types import TRAINING_CATEGORY
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.training.prompts import choose_line, combine_words
+from .schema import TRAINING_CATEGORY
 
 WORD_LISTS = "word lists"
 

@@ -7,12 +7,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, save_adapter
-from . import patching
-from .adapter_loader import FOLDER
-from .folders import is_inside, models_folder, outside, save_numbered
-from .on_node import show_text
-from .types import TRAINING_CATEGORY, AdapterType
+from ..dreamcache_core.adapter.file import save_adapter
+from ..dreamcache_core.errors import DreamCacheError
+from .host.folders import ADAPTERS, is_inside, models_folder, outside, save_numbered
+from .host.node_text import show_text
+from .host.patching.injection import unfused
+from .schema import TRAINING_CATEGORY, AdapterType
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 _EXAMPLE = "my_adapter"
@@ -52,7 +52,7 @@ class DreamCacheSaveAdapter(io.ComfyNode):
     @override
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         # None: the name comes from another node.
-        folder = models_folder(FOLDER)
+        folder = models_folder(ADAPTERS)
         if filename_prefix is None or is_inside(folder, filename_prefix):
             return True
         return outside(folder, filename_prefix, _EXAMPLE)
@@ -60,11 +60,11 @@ class DreamCacheSaveAdapter(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, adapter: ModelPatcher, filename_prefix: str, precision: str) -> io.NodeOutput:
-        folder = models_folder(FOLDER)
+        folder = models_folder(ADAPTERS)
         if not is_inside(folder, filename_prefix):
             raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
         path = save_numbered(
-            folder, filename_prefix, lambda path: save_adapter(path, patching.unfolded(adapter), PRECISIONS[precision])
+            folder, filename_prefix, lambda path: save_adapter(path, unfused(adapter), PRECISIONS[precision])
         )
         text = f"Saved {path.relative_to(folder).as_posix()}, {path.stat().st_size / 1e6:,.1f} MB."
         show_text(cls, text)

@@ -10,20 +10,14 @@ from comfy_api.latest import io, ui
 from PIL import ImageOps
 from typing_extensions import override
 
-from ..dreamcache_core import (
-    DEFAULT_STAGES,
-    STAGES,
-    THUMBNAIL_SIZE,
-    DreamCacheError,
-    Precision,
-    References,
-    save_references,
-    to_tensor,
-)
-from .folders import is_inside, models_folder, outside, save_numbered
-from .load_reference_cache import REFERENCES_FOLDER
-from .on_node import show_text
-from .types import CATEGORY, ReferenceCacheType
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.io.images import to_tensor
+from ..dreamcache_core.reference.cache import ReferenceCache
+from ..dreamcache_core.reference.file import THUMBNAIL_SIZE, Precision, save_references
+from ..dreamcache_core.unet import DEFAULT_STAGES, STAGES
+from .host.folders import REFERENCES, is_inside, models_folder, outside, save_numbered
+from .host.node_text import show_text
+from .schema import CATEGORY, ReferenceCacheType
 
 LAYERS = {"middle and decoder": DEFAULT_STAGES, "all": STAGES}
 _EXAMPLE = "my_subject"
@@ -72,7 +66,7 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
     @override
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         # None: the name comes from another node.
-        folder = models_folder(REFERENCES_FOLDER)
+        folder = models_folder(REFERENCES)
         if filename_prefix is None or is_inside(folder, filename_prefix):
             return True
         return outside(folder, filename_prefix, _EXAMPLE)
@@ -80,9 +74,9 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, reference_cache: References, filename_prefix: str, precision: Precision, layers: str
+        cls, reference_cache: ReferenceCache, filename_prefix: str, precision: Precision, layers: str
     ) -> io.NodeOutput:
-        folder = models_folder(REFERENCES_FOLDER)
+        folder = models_folder(REFERENCES)
         if not is_inside(folder, filename_prefix):
             raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
         saved = []
@@ -100,9 +94,9 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
         return io.NodeOutput(ui={"text": [text], **_preview(cls, reference_cache)})
 
 
-def _preview(node: type[io.ComfyNode], references: References) -> dict[str, Any]:
+def _preview(node: type[io.ComfyNode], references: ReferenceCache) -> dict[str, Any]:
     """The thumbnails of references, as a node shows pictures on itself."""
-    pictures = [picture for cache in references.caches if cache.source for picture in cache.source.pictures]
+    pictures = [image for image in references.images if image]
     square = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     thumbnails = [to_tensor(ImageOps.pad(picture, square, color="white")) for picture in pictures]
     return ui.PreviewImage(torch.stack(thumbnails), cls=node).as_dict() if thumbnails else {}

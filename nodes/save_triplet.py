@@ -8,11 +8,14 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import DreamCacheError, save_sample, subject_box, to_image
-from .folders import is_inside, output_folder
-from .on_node import show_text
-from .pictures import in_colours, masks_of
-from .types import TRAINING_CATEGORY
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.io.images import to_image
+from ..dreamcache_core.reference.image import subject_box
+from ..dreamcache_core.training.triplet_files import save_sample
+from .host.folders import is_inside, output_folder
+from .host.inputs import check_masks, in_colours, masks_of
+from .host.node_text import show_text
+from .schema import TRAINING_CATEGORY
 
 
 class DreamCacheSaveTriplet(io.ComfyNode):
@@ -87,9 +90,7 @@ def _outside(folder: str) -> str:
 def _check_counts(image: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor | None) -> None:
     if not len(image):
         raise DreamCacheError("The image batch is empty, so there is nothing to save: connect an image.")
-    masks = len(mask.reshape(-1, *mask.shape[-2:]))
-    if masks != len(image):
-        raise DreamCacheError(f"There are {masks} masks for {len(image)} images: connect one mask for each image.")
+    check_masks(mask, len(image), one_for_all=False)
     if reference is not None and len(reference) not in (1, len(image)):
         raise DreamCacheError(
             f"There are {len(reference)} references for {len(image)} images: connect one for all, or one for each "

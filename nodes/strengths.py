@@ -8,11 +8,9 @@ import numpy as np
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core import CONSTANT, MAX_STRENGTH, Strengths, ease_in, ease_out, read_curve
-from .types import CATEGORY, CurveType, StrengthsType
+from ..dreamcache_core.adapter.strengths import CURVES, LIST, MAX_STRENGTH, Strengths, make_curve
+from .schema import CATEGORY, CurveType, StrengthsType
 
-CURVES = {"constant": CONSTANT, "ease in": ease_in(), "ease out": ease_out()}
-LIST = "list"
 _CURVE_POINTS = 257
 """At which a curve that was drawn is read."""
 
@@ -71,13 +69,8 @@ class DreamCacheStrengths(io.ComfyNode):
         if curve is not None:
             factors = tuple(float(curve.interp(x)) for x in np.linspace(0, 1, _CURVE_POINTS))
         else:
-            factors = curve_of(over_sampling, values)
+            factors = make_curve(over_sampling, values)
         return io.NodeOutput(Strengths(bottleneck, coarse, medium, fine, curve=factors))
-
-
-def curve_of(over_sampling: str, values: str) -> tuple[float, ...]:
-    """What these two inputs say, as Strengths has it. Raises DreamCacheError if `values` is no list of strengths."""
-    return read_curve(values) if over_sampling == LIST else CURVES[over_sampling]
 
 
 def _factor(name: str, tooltip: str) -> io.Float.Input:

@@ -15,36 +15,29 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from typing_extensions import override
 
-from ..dreamcache_core import (
-    Adapter,
-    DreamCacheError,
-    Trainer,
-    TrainingFolder,
-    TrainingSettings,
-    draw_loss_curve,
-    hash_weights,
-    make_batches,
-    open_triplets,
-    resume,
-    run,
-    save_checkpoint,
-    to_tensor,
-    trained_adapter,
-    untrained_adapter,
-)
-from . import patching
-from .folders import is_inside, output_folder
-from .frozen_base import ComfyUIBase
-from .on_node import show_text
-from .samples import SampleSettings, SampleSheet, to_sample
-from .training_display import TrainingDisplay
-from .types import TRAINING_CATEGORY, AdapterType
+from ..dreamcache_core.adapter.network import Adapter, untrained_adapter
+from ..dreamcache_core.adapter.provenance import hash_weights
+from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.figures.loss_curve import draw_loss_curve
+from ..dreamcache_core.io.images import to_tensor
+from ..dreamcache_core.training.batches import make_batches
+from ..dreamcache_core.training.checkpoints import save_checkpoint
+from ..dreamcache_core.training.output_folder import TrainingFolder
+from ..dreamcache_core.training.session import resume, run
+from ..dreamcache_core.training.settings import TrainingSettings
+from ..dreamcache_core.training.trainer import Trainer
+from ..dreamcache_core.training.triplets import open_triplets
+from ..dreamcache_core.unet import PIXELS_PER_LATENT
+from .host.base_model import structure_of
+from .host.folders import is_inside, output_folder, trainings_folder
+from .host.frozen_base import ComfyUIBase
+from .host.generation import SampleSettings, SampleSheet, to_sample
+from .host.node_text import show_text
+from .host.patching.injection import unfused, wrap_for_sampling
+from .host.training_display import TrainingDisplay
+from .schema import TRAINING_CATEGORY, AdapterType
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-TRAININGS = "dreamcache_training"
-"""Where trainings are kept, in ComfyUI's output folder."""
-_PIXELS = 8
-"""Of a picture, in each direction, that a latent pixel stands for."""
 
 
 class DreamCacheTrainAdapter(io.ComfyNode):
@@ -183,9 +176,9 @@ class DreamCacheTrainAdapter(io.ComfyNode):
     @override
     def validate_inputs(cls, name: str | None, resolution: int | None) -> bool | str:
         # None: the value comes from another node.
-        if name is not None and not is_inside(trainings(), name):
+        if name is not None and not is_inside(trainings_folder(), name):
             return _no_name(name)
-        return True if resolution is None or not resolution % _PIXELS else _no_resolution(resolution)
+        return True if resolution is None or not resolution % PIXELS_PER_LATENT else _no_resolution(resolution)
 
     @classmethod
     @override
@@ -210,13 +203,13 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         checkpoint_every: int,
         adapter: ModelPatcher | None = None,
     ) -> io.NodeOutput:
-        if not is_inside(trainings(), name):
+        if not is_inside(trainings_folder(), name):
             raise DreamCacheError(_no_name(name))
-        if resolution % _PIXELS:
+        if resolution % PIXELS_PER_LATENT:
             raise DreamCacheError(_no_resolution(resolution))
         triplets = open_triplets(output_folder() / Path(folder).expanduser())
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
-        kept = TrainingFolder(trainings() / name)
+        kept = TrainingFolder(trainings_folder() / name)
         # ComfyUI runs nodes in inference mode, in which there are no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             new = _first_weights(model, adapter, seed)
@@ -258,35 +251,32 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 ) from error
             finally:
                 base.unload()
-            trained = trained_adapter(trainer, base.weights_hash, len(triplets)).cpu()
+            trained = trainer.finished_adapter(base.weights_hash, len(triplets)).cpu()
         show_text(cls, f"Trained {trainer.step:,} steps on {triplets.description}")
         sheets = [to_tensor(sheet) for sheet in kept.sheets(trainer.step)]
         return io.NodeOutput(
-            patching.wrap_for_drawing(trained),
+            wrap_for_sampling(trained),
             to_tensor(draw_loss_curve(losses, max(steps, trainer.step))).unsqueeze(0),
             # Without samples, the nodes that would show them don't run.
             torch.stack(sheets) if sheets else ExecutionBlocker(None),
         )
 
 
-def trainings() -> Path:
-    return output_folder() / TRAININGS
-
-
 def _no_name(name: str) -> str:
-    return f'"{name}" is no name for a folder inside {trainings()}: write one such as my_adapter.'
+    return f'"{name}" is no name for a folder inside {trainings_folder()}: write one such as my_adapter.'
 
 
 def _no_resolution(resolution: int) -> str:
-    return f"A resolution of {resolution} is no multiple of {_PIXELS}: take {resolution // _PIXELS * _PIXELS}."
+    nearest = resolution // PIXELS_PER_LATENT * PIXELS_PER_LATENT
+    return f"A resolution of {resolution} is no multiple of {PIXELS_PER_LATENT}: take {nearest}."
 
 
 def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int) -> Adapter:
     """What training begins with, where the model computes: a copy of `adapter`, or an untrained one."""
-    structure = patching.structure_of(model)
+    structure = structure_of(model)
     if adapter is None:
         return untrained_adapter(structure, seed).to(model.load_device)
-    given = patching.unfolded(adapter)
+    given = unfused(adapter)
     given.check_fits(structure)
     with torch.device("meta"):
         copy = Adapter(given.layers, given.base_model, provenance=given.provenance)

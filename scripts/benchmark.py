@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfyui_server import ComfyUIServer
+from dreamcache.dreamcache_core.adapter.fused import fuse
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from environment import ROOT, Environment, enter
 from full_size import BASE, SEED
 
 if TYPE_CHECKING:
     import torch
-    from dreamcache.dreamcache_core import ReferenceCache
+    from dreamcache.dreamcache_core.reference.cache import ReferenceCache
     from speed.measuring import StepCost
     from speed.page import Operations, Results, Start
     from speed.variants import Bench
@@ -123,7 +126,7 @@ def count_operations(sizes: set[int], ipadapter_plus: bool) -> Operations:
 def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
     """The model at full size, and its CLIP and VAE."""
     import comfy.sd
-    from dreamcache.dreamcache_core import load_adapter
+    from dreamcache.dreamcache_core.adapter.file import load_adapter
     from speed.counting import bench_on_paper
     from speed.variants import Bench
 
@@ -153,9 +156,9 @@ def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
 
 def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operations]:
     """Steps of the model that comes with the nodes, and their operations."""
-    from dreamcache.dreamcache_core import load_adapter
+    from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.nodes import demo_model
-    from dreamcache.nodes.demo_network import demo_config
+    from dreamcache.nodes.host.demo_network import demo_config
     from speed.counting import bench_on_paper, count_step
     from speed.measuring import measure_steps
     from speed.variants import VARIANTS, Bench
@@ -171,20 +174,25 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
 
 
 def _filled(cache: ReferenceCache) -> ReferenceCache:
-    """With noise, in place of features that have only shapes."""
+    """The same cache with noise in place of features on the meta device."""
     import torch
 
-    features = {layer: torch.randn(tensor.shape) for layer, tensor in cache.features.items()}
-    return replace(cache, features=features)
+    batches = (
+        replace(batch, features={layer: torch.randn(tensor.shape) for layer, tensor in batch.features.items()})
+        for batch in cache.batches
+    )
+    return replace(cache, batches=tuple(batches))
 
 
 def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, list[Start]]:
     """Ways from a picture to the first step. Returns the picture's reference cache, too."""
     import torch
     from comfy.clip_vision import load as load_vision
-    from dreamcache.dreamcache_core import DEFAULT_STAGES, load_picture, load_references, save_references
-    from dreamcache.nodes import patching
-    from dreamcache.nodes.encode_reference import PROMPT, TIMESTEP, DreamCacheEncodeReference
+    from dreamcache.dreamcache_core.evaluation.subjects import load_picture
+    from dreamcache.dreamcache_core.reference.file import load_references, save_references
+    from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
+    from dreamcache.nodes.encode_reference import DreamCacheEncodeReference
+    from dreamcache.nodes.host.reference import PROMPT, TIMESTEP
     from generated_weights import write_clip_vision
     from speed.page import ENCODING, VISION
     from workflow_prompt import PHOTOGRAPH
@@ -197,7 +205,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
         return DreamCacheEncodeReference.execute(model, vae, image, clip, TIMESTEP, 0, 512)[0]
 
     def encode_latent() -> ReferenceCache:
-        return patching.encode_reference(model, latent, latent, prompt, TIMESTEP, PROMPT)
+        return record_references(model, latent, latent, prompt, TIMESTEP, PROMPT)
 
     device = model.load_device
     whole, cache = _measure_start(ENCODING, device, lambda: encode)
@@ -231,16 +239,15 @@ def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[
 
 def measure_handling(bench: Bench, adapter: Path) -> dict[str, float]:
     """Seconds that it takes to get ready, for `adapter`, a file."""
-    from dreamcache.dreamcache_core import load_adapter
-    from dreamcache.nodes import patching
+    from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.nodes.apply import ApplyDreamCache
     from speed.measuring import Stopwatch
 
     cache, stopwatch = bench.references(1), Stopwatch(bench.model.load_device)
-    patcher = patching.wrap_for_drawing(bench.adapter)
+    patcher = wrap_for_sampling(bench.adapter)
     reading = bench.reading()
     return {
-        "Adapter Loader": stopwatch.median(lambda: patching.wrap_for_drawing(load_adapter(adapter).adapter)),
+        "Adapter Loader": stopwatch.median(lambda: wrap_for_sampling(load_adapter(adapter).adapter)),
         "Apply DreamCache, which clones the model": stopwatch.median(
             lambda: ApplyDreamCache.execute(bench.model, patcher, cache, 1.0, 0.0, 1.0, 1.0, "both")
         ),
@@ -273,13 +280,15 @@ def measure_queue(environment: Environment, checkpoint: Path) -> dict[str, float
 
 def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
     """Bytes on disk, and in memory."""
-    from dreamcache.dreamcache_core import DEFAULT_STAGES, Precision, load_adapter, save_references
+    from dreamcache.dreamcache_core.adapter.file import load_adapter
+    from dreamcache.dreamcache_core.reference.file import Precision, save_references
+    from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "reference.safetensors")
         sizes = {"adapter file": adapter.stat().st_size}
-        folded = load_adapter(adapter).adapter.folded()
-        sizes["adapter folded for drawing, in memory"] = sum(tensor.nbytes for tensor in folded.state_dict().values())
+        fused = fuse(load_adapter(adapter).adapter)
+        sizes["adapter fused for sampling, in memory"] = sum(tensor.nbytes for tensor in fused.state_dict().values())
         for precision in get_args(Precision):
             save_references(path, cache, precision, DEFAULT_STAGES)
             sizes[f"reference file of 512×512 pixels, {precision}"] = path.stat().st_size

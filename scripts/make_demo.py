@@ -37,9 +37,9 @@ import torch  # noqa: E402
 from comfy.cli_args import args  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from dreamcache_core.files import read_shapes, write_file  # noqa: E402
-from dreamcache_core.processes import join_processes  # noqa: E402
+from dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
 from dreamcache_core.train import import_pack  # noqa: E402
+from dreamcache_core.training.processes import join_processes  # noqa: E402
 
 # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
 args.use_pytorch_cross_attention = True
@@ -207,7 +207,7 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
 
 def _make_results(options: argparse.Namespace) -> None:
     studio, judge = _studio()
-    trained = PATCHING.wrap_for_drawing(CORE.load_adapter(ADAPTER).adapter)
+    trained = PATCHING.wrap_for_sampling(CORE.load_adapter(ADAPTER).adapter)
     parts = {"strip": results.write_strip, "sheet": results.write_sheet, "scores": results.write_scores}
     parts |= {"views": results.write_views, "pairs": results.write_pairs}
     for part in options.parts or parts:

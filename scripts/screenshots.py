@@ -12,6 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch
 from environment import ROOT, enter
 
 ENVIRONMENT = enter()
@@ -22,15 +23,11 @@ from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_f
 from PIL import Image, ImageDraw  # noqa: E402
 from workflow_prompt import PHOTOGRAPH  # noqa: E402
 
-from dreamcache_core import (  # noqa: E402
-    Adapter,
-    ReferenceCache,
-    Source,
-    TransformerLayer,
-    make_thumbnail,
-    save_adapter,
-    save_references,
-)
+from dreamcache_core.adapter.file import save_adapter  # noqa: E402
+from dreamcache_core.adapter.network import Adapter  # noqa: E402
+from dreamcache_core.reference.cache import ReferenceCache, Source  # noqa: E402
+from dreamcache_core.reference.file import make_thumbnail, save_references  # noqa: E402
+from dreamcache_core.unet import TransformerLayer  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -175,7 +172,7 @@ def reference() -> ReferenceCache:
     """Of the photograph, as a file tells of it. It holds no features, which nobody looks at here."""
     features = {layer.name: torch.zeros(1, layer.channels, 1, 1) + 1 for layer in LAYERS}
     source = Source("5f3c2a917be4" + "0" * 52, patched=False, thumbnails=(make_thumbnail(Image.open(PHOTOGRAPH)),))
-    return ReferenceCache(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source)
+    return ReferenceCache((ReferenceBatch(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source),))
 
 
 def photograph(painted: bool) -> Image.Image:

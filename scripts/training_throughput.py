@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreamcache.nodes.host.base_model import structure_of
 from environment import ROOT, enter
 from full_size import BASE, SEED
 from markdown_table import markdown_table
 
 if TYPE_CHECKING:
     import torch
-    from dreamcache.dreamcache_core import Batch, Trainer
+    from dreamcache.dreamcache_core.training.loss import Batch
+    from dreamcache.dreamcache_core.training.trainer import Trainer
 
 PAPER_SAMPLES = 200_000 * 48
 OPERATORS = 10
@@ -51,14 +53,15 @@ def main() -> None:
     cuda = torch.cuda.is_available() and not options.cpu
     import_pack(environment.comfyui, cpu=not cuda)
     import comfy.sd
-    from dreamcache.dreamcache_core import Trainer, TrainingSettings, untrained_adapter
-    from dreamcache.nodes import patching
-    from dreamcache.nodes.frozen_base import ComfyUIBase
+    from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+    from dreamcache.dreamcache_core.training.settings import TrainingSettings
+    from dreamcache.dreamcache_core.training.trainer import Trainer
+    from dreamcache.nodes.host.frozen_base import ComfyUIBase
 
     options.precision = PRECISIONS[options.precision or ("bfloat16" if cuda else "float32")]
     options.batch = options.batch or ([8, 16, 32, 48, 64, 96] if cuda else [1])
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
-    adapter = untrained_adapter(patching.structure_of(model), SEED).to(model.load_device)
+    adapter = untrained_adapter(structure_of(model), SEED).to(model.load_device)
     base = ComfyUIBase(model, vae, clip, adapter, options.precision, options.checkpointing)
     base.load()
 
@@ -75,7 +78,7 @@ def main() -> None:
 def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iterator[str]:
     """Its lines, as they are measured. `trainer`: for batches of some size."""
     import torch
-    from dreamcache.dreamcache_core.estimate import measure
+    from dreamcache.dreamcache_core.training.estimate import measure
 
     device = trainer(1).base.sigmas.device
     name = (
@@ -224,7 +227,7 @@ def profile(trainer: Trainer, batch: Sequence[Batch]) -> list[list[str]]:
 def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
     """Noise in place of pictures, without end."""
     import torch
-    from dreamcache.dreamcache_core import Batch
+    from dreamcache.dreamcache_core.training.loss import Batch
 
     for step in itertools.count():
         targets, references = torch.rand(

@@ -13,8 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 from comfyui_server import ComfyUIServer, Prompt, WorkflowError
-from dreamcache.dreamcache_core import Adapter, save_adapter, save_sample, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.file import save_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
 from miniature import models
 from PIL import Image
 from workflow_prompt import PHOTOGRAPH
@@ -142,7 +145,7 @@ def adapter_file(server: ComfyUIServer, structure: str) -> str:
     """Name of an adapter with generated weights, in the server's models folder."""
     path: Path = server.base / "models" / "dreamcache" / f"{structure}.safetensors"
     if not path.is_file():
-        unet = patching.structure_of(models.unet_patcher(structure))
+        unet = structure_of(models.unet_patcher(structure))
         adapter = Adapter(select_layers(unet.layers), unet.base_model)
         adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
         save_adapter(path, adapter)

@@ -7,29 +7,34 @@ from typing import Any
 
 import comfy.sample
 import torch
-from dreamcache.dreamcache_core import Adapter, ReferenceCache, References, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
 from miniature import models
 
 
 class Studio:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.model = models.unet_patcher("sd15", dtype=dtype)
-        structure = patching.structure_of(self.model)
+        structure = structure_of(self.model)
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
         adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
-        self.adapter = patching.wrap_for_drawing(adapter)
+        self.adapter = wrap_for_sampling(adapter)
 
     def cache(self, references: int = 1, seed: int = 1) -> ReferenceCache:
         latent = torch.randn(references, 4, 16, 24, generator=torch.Generator().manual_seed(seed))
-        return patching.encode_reference(self.model, latent, torch.zeros_like(latent), [[prompt(0), {}]], 1, "")
+        return record_references(self.model, latent, torch.zeros_like(latent), [[prompt(0), {}]], 1, "")
 
-    def injection(self, cache: References | None = None, **settings: Any) -> patching.Injection:
-        return patching.Injection(self.adapter, cache or self.cache(), **settings)
+    def injection(self, cache: ReferenceCache | None = None, **settings: Any) -> Injection:
+        return Injection(self.adapter, cache or self.cache(), **settings)
 
     def draw(
         self,
-        *injections: patching.Injection,
+        *injections: Injection,
         layer: str = "middle_block.1",
         size: tuple[int, int] = (16, 24),
         batch: int = 1,
@@ -41,7 +46,7 @@ class Studio:
         """
         model = self.model
         for injection in injections:
-            model = patching.inject(model, injection)
+            model = inject(model, injection)
         outputs: list[torch.Tensor] = []
         recording = model.clone()
         name = f"diffusion_model.{layer}.forward"

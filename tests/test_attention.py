@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import AttentionMap, attention_maps, combine, mean_map, to_tensor
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.figures.attention_maps import AttentionMap, attention_maps, mean_map
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.reference.combining import combine
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.attention_probe import AttentionProbe, probe_attention
+from dreamcache.nodes.host.patching.injection import Injection
 from graph import Scene, failure
 from PIL import Image
 from studio import Studio, prompt
@@ -58,14 +63,14 @@ def studio() -> Studio:
     return Studio()
 
 
-def watched(studio: Studio, *injections: patching.Injection, prompts: int = 1, **how: Any) -> patching.Watch:
+def probed(studio: Studio, *injections: Injection, prompts: int = 1, **how: Any) -> AttentionProbe:
     model = studio.model
     for injection in injections:
-        model = patching.inject(model, injection)
+        model = inject(model, injection)
     torch.manual_seed(3)
     latent = torch.randn(2, 4, 16, 24)
     positive = [[prompt(number), {"area": (8, 8, 0, 0)}] for number in range(prompts)]
-    return patching.watch_attention(model, latent, torch.randn_like(latent), positive, 0.5, **how)
+    return probe_attention(model, latent, torch.randn_like(latent), positive, 0.5, **how)
 
 
 def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio: Studio) -> None:
@@ -76,10 +81,10 @@ def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio
         getattr(adapter, name).register_forward_hook(lambda _, __, result, name=name: made.update({name: result}))
         for name in ("to_q", "to_k")
     ]
-    part = replace(studio.cache(), subject=LEFT_HALF)
+    part = ReferenceCache((replace(studio.cache().batches[0], subject=LEFT_HALF),))
     try:
         injection = studio.injection(cache=combine([part, studio.cache(2, seed=2)], [1.0, 3.0]), image_guidance=2.0)
-        maps = watched(studio, injection).maps(injection, 1)
+        maps = probed(studio, injection).maps(injection, 1)
         whole = naive(made["to_q"][1], made["to_k"][0], adapter.heads, injection.cache.bias(layer)[0])
         # 4×6 tokens of each, of which the first reference's left half is read.
         looked_at = [each[layer].looked_at for each in maps]
@@ -93,13 +98,13 @@ def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio
 
 def test_each_latent_looks_at_its_own_reference_and_only_where_one_asks(studio: Studio) -> None:
     one, other = studio.cache(), studio.cache(seed=2)
-    pair = combine([one, other], [1.0, 1.0], paired=True)
-    paired = studio.injection(cache=pair, paired=True, rows="conditioned")
-    both = watched(studio, paired, prompts=2, region=LEFT_HALF)
-    assert all(len(prompts) == 2 for prompts in both.seen.values())
+    pair = combine([one, other], [1.0, 1.0], per_latent=True)
+    paired = studio.injection(cache=pair, rows="conditioned")
+    both = probed(studio, paired, prompts=2, region=LEFT_HALF)
+    assert all(len(prompts) == 2 for prompts in both.found.values())
     for number, cache in enumerate((one, other)):
         alone = studio.injection(cache=cache)
-        (expected,) = watched(studio, alone, prompts=2, region=LEFT_HALF).maps(alone, number)
+        (expected,) = probed(studio, alone, prompts=2, region=LEFT_HALF).maps(alone, number)
         (maps,) = both.maps(paired, number)
         for layer, seen in maps.items():
             torch.testing.assert_close(seen.seen, expected[layer].seen)

@@ -8,8 +8,10 @@ import generated_weights
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import Adapter, DreamCacheError, read_structure, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.unet import read_structure, select_layers
+from dreamcache.nodes.host.base_model import structure_of
 from graph import Link, Scene, difference
 from miniature import models
 
@@ -27,7 +29,7 @@ def test_sdxl_at_full_size_has_an_adapter_on_the_first_block_of_four_transformer
 
 
 def test_a_distilled_unet_without_transformers_in_its_middle_has_an_adapter_of_its_own() -> None:
-    whole, distilled = (patching.structure_of(models.unet_patcher(name)) for name in ("sdxl", "ssd1b"))
+    whole, distilled = (structure_of(models.unet_patcher(name)) for name in ("sdxl", "ssd1b"))
     assert select_layers(distilled.layers) == select_layers(whole.layers)[1:]
     with pytest.raises(DreamCacheError, match=r"lacks \(middle_block\.1\), as distilled models do: load an adapter"):
         Adapter(select_layers(whole.layers), whole.base_model).check_fits(distilled)

@@ -6,14 +6,11 @@ import itertools
 
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    DreamCacheError,
-    TrainingSettings,
-    Triplets,
-    make_batches,
-    open_triplets,
-    save_sample,
-)
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplets import Triplets, open_triplets
 from PIL import Image
 
 SETTINGS = TrainingSettings(batch=4, seed=3)

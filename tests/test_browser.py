@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import newest_checkpoint
+from dreamcache.dreamcache_core.training.checkpoints import newest_checkpoint
 from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
 from graph import TRIPLETS, adapter_file, triplets_folder
 from playwright.sync_api import expect

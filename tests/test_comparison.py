@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import DreamCacheError, compare, read_values, to_tensor
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.figures.comparison import compare, read_values
+from dreamcache.dreamcache_core.io.images import to_tensor
 from graph import Scene, failure
 from PIL import Image
 

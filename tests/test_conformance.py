@@ -10,8 +10,14 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from dreamcache.dreamcache_core import Adapter, TransformerLayer, UNetStructure, load_adapter, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.unet import TransformerLayer, UNetStructure, select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
 from miniature import models
 from safetensors import safe_open
 
@@ -30,7 +36,7 @@ class Vectors:
             self.config: dict[str, Any] = json.loads(file.metadata()["config"])
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}
         self.model = models.unet_patcher(family, self.config["seed"], dtype)
-        structure = patching.structure_of(self.model)
+        structure = structure_of(self.model)
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
         adapter.load_state_dict(
             {
@@ -38,17 +44,15 @@ class Vectors:
                 for name, tensor in adapter.state_dict().items()
             }
         )
-        self.adapter = patching.wrap_for_drawing(adapter.to(adapter_dtype))
+        self.adapter = wrap_for_sampling(adapter.to(adapter_dtype))
 
-    def encode(self) -> patching.ReferenceCache:
+    def encode(self) -> ReferenceCache:
         """The vectors give what enters the U-Net: undo what ComfyUI does to a latent on its way there."""
         model = self.model.model
         sigma = float(model.model_sampling.sigma(torch.tensor([1.0])))
         latent = model.process_latent_out(self.tensors["ref_latent"] * math.sqrt(1 + sigma**2))
         conditioning = [[self.tensors["null_context"], {}]]
-        return patching.encode_reference(
-            self.model, latent, torch.zeros_like(latent), conditioning, timestep=1, prompt=""
-        )
+        return record_references(self.model, latent, torch.zeros_like(latent), conditioning, timestep=1, prompt="")
 
     def generate(self, model) -> torch.Tensor:
         comfy.model_management.load_models_gpu([model, *model.get_additional_models()])
@@ -76,11 +80,11 @@ def test_cached_features_are_the_authors(vectors: Vectors) -> None:
     cache = vectors.encode()
     for number, layer in enumerate(vectors.adapter.model.layers):
         theirs = vectors.tensors[f"cache.memory_layer_{number}"]
-        assert relative_error(cache.features[layer.name], theirs) < BOUND
+        assert relative_error(cache.batches[0].features[layer.name], theirs) < BOUND
 
 
 def test_prediction_with_a_reference_is_the_authors(vectors: Vectors) -> None:
-    with_reference = patching.inject(vectors.model, patching.Injection(vectors.adapter, vectors.encode()))
+    with_reference = inject(vectors.model, Injection(vectors.adapter, vectors.encode()))
     assert relative_error(vectors.generate(with_reference), vectors.tensors["eps_with_reference"]) < BOUND
 
 
@@ -99,7 +103,7 @@ def test_prediction_without_a_reference_is_the_authors(vectors: Vectors) -> None
 )
 def test_any_precision_of_model_and_adapter_stays_close(dtype: torch.dtype, adapter_dtype: torch.dtype) -> None:
     vectors = Vectors("sd15", dtype, adapter_dtype)
-    with_reference = patching.inject(vectors.model, patching.Injection(vectors.adapter, vectors.encode()))
+    with_reference = inject(vectors.model, Injection(vectors.adapter, vectors.encode()))
     # In bfloat16 the plain network is off by 0.018 already; one that doesn't read the reference, by 0.74.
     bound = 0.05 if adapter_dtype.itemsize > 1 else 0.1
     assert relative_error(vectors.generate(with_reference), vectors.tensors["eps_with_reference"]) < bound
@@ -108,8 +112,8 @@ def test_any_precision_of_model_and_adapter_stays_close(dtype: torch.dtype, adap
 def test_the_authors_own_file_gives_the_same_numbers() -> None:
     vectors = Vectors("sd21")
     file = load_adapter(VECTORS / "official_format_sd21_mini.pt")
-    injection = patching.Injection(patching.wrap_for_drawing(file.adapter), vectors.encode())
-    prediction = vectors.generate(patching.inject(vectors.model, injection))
+    injection = Injection(wrap_for_sampling(file.adapter), vectors.encode())
+    prediction = vectors.generate(inject(vectors.model, injection))
     assert relative_error(prediction, vectors.tensors["eps_with_reference"]) < BOUND
 
 
@@ -126,7 +130,7 @@ def full_size_layers(structure: UNetStructure, heads_at: dict[int, int]) -> list
     ("family", "heads_at"), [("sd15", {320: 8, 640: 8, 1280: 8}), ("sd21", {320: 5, 640: 10, 1280: 20})]
 )
 def test_full_size_adapter_has_the_papers_parameters(family: str, heads_at: dict[int, int]) -> None:
-    layers = full_size_layers(patching.structure_of(models.unet_patcher(family)), heads_at)
+    layers = full_size_layers(structure_of(models.unet_patcher(family)), heads_at)
     with torch.device("meta"):
         adapter = Adapter(select_layers(layers), "")
     assert adapter.parameter_count == 25_207_040

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dreamcache.dreamcache_core import contact_sheet
+from dreamcache.dreamcache_core.figures.contact_sheet import contact_sheet
 from PIL import Image
 
 

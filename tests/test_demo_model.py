@@ -18,9 +18,14 @@ from demo.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
 from demo.scenes import draw_scenes, encode_scenes
 from demo.yardstick import Yardstick
 from dreamcache import dreamcache_core
-from dreamcache.dreamcache_core import DreamCacheError, load_adapter
-from dreamcache.dreamcache_core.files import read_shapes
-from dreamcache.nodes import demo_model, encode_reference, frozen_base, patching, samples
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.io.tensor_file import read_shapes
+from dreamcache.nodes import demo_model, encode_reference
+from dreamcache.nodes.host import frozen_base, patching
+from dreamcache.nodes.host import generation as samples
+from dreamcache.nodes.host.base_model import weights_of
+from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from environment import ROOT
 from graph import Graph, difference
 from miniature import models
@@ -112,7 +117,7 @@ def test_its_files_tell_where_they_come_from(networks: demo_model.DemoNetworks) 
     assert len(bytes.fromhex(header["commit"])) == 20
     assert header["data"] == {vendor: f"{package} ({licence})" for vendor, (package, licence) in PACKAGES.items()}
     *_, training = load_adapter(ADAPTER).adapter.provenance
-    assert training.base_hash == patching.weights_of(networks.model).base_hash
+    assert training.base_hash == weights_of(networks.model).base_hash
 
 
 @pytest.mark.parametrize("part", ["model", "clip", "vae"])
@@ -164,7 +169,7 @@ def test_it_draws_subjects_it_was_never_trained_on_where_the_prompt_puts_them(
     yardstick.load_state_dict(load_file(SUBJECTS / "yardstick.safetensors"))
     judge = Judge(yardstick)
     studio = Studio(dreamcache_core, patching, samples, encode_reference, networks)
-    adapter = patching.wrap_for_drawing(load_adapter(ADAPTER).adapter)
+    adapter = wrap_for_sampling(load_adapter(ADAPTER).adapter)
     # Five of them, each on four backgrounds.
     places = ["on a snowy field", "at sunset", "on a wooden table", "in a pink room"]
     of = [Case(subject, place) for subject in held_out[::5] for place in places]

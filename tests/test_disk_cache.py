@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    Batch,
-    DiskCache,
-    DreamCacheError,
-    TrainingSettings,
-    denoising_loss,
-    make_batches,
-    open_triplets,
-    save_sample,
-    untrained_adapter,
-)
-from dreamcache.nodes import patching
-from dreamcache.nodes.frozen_base import ComfyUIBase
+from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.io.disk_cache import DiskCache
+from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplets import open_triplets
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from miniature import models
 from PIL import Image
 
@@ -39,7 +36,7 @@ def batches(tmp_path: Path) -> Iterator[list[Batch]]:
 
 def new_base(structure: str, cache: DiskCache | None) -> ComfyUIBase:
     model = models.unet_patcher(structure)
-    adapter = untrained_adapter(patching.structure_of(model), seed=1)
+    adapter = untrained_adapter(structure_of(model), seed=1)
     base = ComfyUIBase(model, models.vae(), models.clip(structure), adapter, disk_cache=cache)
     base.load()
     return base

@@ -9,8 +9,9 @@ import comfy.sd1_clip
 import pytest
 import torch
 import transformers
-from dreamcache.dreamcache_core import DreamCacheError, to_tensor
-from dreamcache.nodes import encoders
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.nodes.host import encoders
 from miniature import models
 from PIL import Image
 from small_networks import SIDE, new_clip, write

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from comfyui_server import ComfyUIServer, Result
-from dreamcache.dreamcache_core import METRICS, Picture, SubjectMeasure, Yardsticks, to_tensor
-from dreamcache.nodes import encoders
+from dreamcache.dreamcache_core.evaluation.metrics import METRICS, Picture, SubjectMeasure, Yardsticks
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.nodes.host import encoders
 from graph import Graph, Link, failure, output
 from miniature import models
 from PIL import Image

@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    DreamCacheError,
-    SubjectMeasure,
-    Yardsticks,
-    load_adapter,
-    load_picture,
-    measure_drawings,
-    open_subjects,
-    plan_drawings,
-    save_evaluation,
-)
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluate import draw_all
-from dreamcache.nodes import encoders, patching
-from dreamcache.nodes.samples import SampleSettings, draw_samples
+from dreamcache.dreamcache_core.evaluation.metrics import SubjectMeasure, Yardsticks
+from dreamcache.dreamcache_core.evaluation.results import measure_drawings, plan_drawings, save_evaluation
+from dreamcache.dreamcache_core.evaluation.subjects import load_picture, open_subjects
+from dreamcache.nodes.host import encoders
+from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from graph import adapter_file
 from miniature import models
 from PIL import Image
@@ -137,7 +132,7 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
 ) -> None:
     subjects, folder = open_subjects(dataset), tmp_path / "drawn"
     adapter = load_adapter(server.base / "models" / "dreamcache" / adapter_file(server, "sd15")).adapter
-    mini = models.unet_patcher("sd15"), models.clip("sd15"), models.vae(), patching.wrap_for_drawing(adapter)
+    mini = models.unet_patcher("sd15"), models.clip("sd15"), models.vae(), wrap_for_sampling(adapter)
     drawing_by = SETTINGS, partial(draw_samples, *mini)
     drawings = plan_drawings(subjects, 2, folder, {"steps": 2})
     assert len(drawings) == 2 * 2 * 2

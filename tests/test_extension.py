@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import (
-    Adapter,
-    Provenance,
-    ReferenceCache,
-    Source,
-    TransformerLayer,
-    make_thumbnail,
-    save_adapter,
-    save_references,
-)
+from dreamcache.dreamcache_core.adapter.file import save_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
+from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.unet import TransformerLayer
 from front_end import ADAPTER, FrontEnd, open_front_end, place_models
 from graph import adapter_file
 from PIL import Image
@@ -322,7 +318,8 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
 def _reference(picture: Image.Image) -> ReferenceCache:
     layers = (TransformerLayer("middle_block.1", 8, 8),)
     source = Source("ab" * 32, patched=False, thumbnails=(make_thumbnail(picture),))
-    return ReferenceCache({layers[0].name: torch.ones(1, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "", source)
+    batch = ReferenceBatch({layers[0].name: torch.ones(1, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "", source)
+    return ReferenceCache((batch,))
 
 
 def _note(front_end: FrontEnd) -> Locator:

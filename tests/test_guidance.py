@@ -10,17 +10,19 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamcache.dreamcache_core import CONSTANT, Curve, read_curve
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.strengths import CONSTANT, LIST, Curve, make_curve
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.guidance import Guider
+from dreamcache.nodes.host.patching.injection import Rows
 from graph import difference
 from studio import Studio, prompt
 
-FIRST_HALF = read_curve("1 1 1 1 0 0 0")
+FIRST_HALF = make_curve(LIST, "1 1 1 1 0 0 0")
 """4 steps are evaluated at 0, 33, 67 and 100 %."""
 
 
-def ours(model: ModelPatcher, cfg: float, image_guidance: float, curve: Curve = CONSTANT) -> patching.Guider:
-    guider = patching.Guider(model)
+def ours(model: ModelPatcher, cfg: float, image_guidance: float, curve: Curve = CONSTANT) -> Guider:
+    guider = Guider(model)
     guider.image_guidance, guider.guidance_curve = image_guidance, curve
     guider.set_cfg(cfg)
     return guider
@@ -66,7 +68,7 @@ def evaluations(guider: comfy.samplers.CFGGuider) -> list[list[int]]:
 
 def test_the_guider_samples_the_papers_three_terms_and_so_does_apply(studio: Studio) -> None:
     injection = studio.injection(image_guidance=2.5)
-    guided, reading = (patching.inject(studio.model, replace(injection, image_guidance=by)) for by in (2.5, 1.0))
+    guided, reading = (inject(studio.model, replace(injection, image_guidance=by)) for by in (2.5, 1.0))
     none = predict(comfyui(studio.model, 0.0))
     negative, positive = predict(comfyui(reading, 0.0)), predict(comfyui(reading, 1.0))
     expected = none + 4.0 * (positive - negative) + 2.5 * (negative - none)
@@ -80,9 +82,9 @@ def test_the_guider_samples_the_papers_three_terms_and_so_does_apply(studio: Stu
 
 
 @pytest.mark.parametrize("rows", ["conditioned", "unconditioned"])
-def test_the_guider_pushes_as_apply_does_where_one_prompt_reads_nothing(studio: Studio, rows: patching.Rows) -> None:
+def test_the_guider_pushes_as_apply_does_where_one_prompt_reads_nothing(studio: Studio, rows: Rows) -> None:
     injection = studio.injection(rows=rows, image_guidance=2.5)
-    guided, reading = (patching.inject(studio.model, replace(injection, image_guidance=by)) for by in (2.5, 1.0))
+    guided, reading = (inject(studio.model, replace(injection, image_guidance=by)) for by in (2.5, 1.0))
     expected = predict(comfyui(guided, 4.0))
     assert difference(predict(ours(reading, 4.0, 2.5)), expected) < 1e-5
     assert difference(predict(comfyui(reading, 4.0)), expected) > 0.01
@@ -91,8 +93,8 @@ def test_the_guider_pushes_as_apply_does_where_one_prompt_reads_nothing(studio: 
 @pytest.mark.parametrize(("percent", "scale"), [(0.0, 2.5), (0.5, 1.75), (0.75, 1.375)])
 def test_image_guidance_follows_its_curve(studio: Studio, percent: float, scale: float) -> None:
     injection = studio.injection(image_guidance=scale)
-    expected = predict(comfyui(patching.inject(studio.model, injection), 4.0), percent)
-    falling = patching.inject(studio.model, replace(injection, image_guidance=2.5, guidance_curve=(1.0, 0.0)))
+    expected = predict(comfyui(inject(studio.model, injection), 4.0), percent)
+    falling = inject(studio.model, replace(injection, image_guidance=2.5, guidance_curve=(1.0, 0.0)))
     assert difference(predict(comfyui(falling, 4.0), percent), expected) < 1e-5
     assert difference(predict(ours(falling, 4.0, 2.5, (1.0, 0.0)), percent), expected) < 1e-5
 
@@ -100,7 +102,7 @@ def test_image_guidance_follows_its_curve(studio: Studio, percent: float, scale:
 def test_image_guidance_of_1_costs_nothing(studio: Studio) -> None:
     injection = studio.injection(image_guidance=2.5)
     guided, off_in_the_second_half, reading = (
-        patching.inject(studio.model, each)
+        inject(studio.model, each)
         for each in (injection, replace(injection, guidance_curve=FIRST_HALF), replace(injection, image_guidance=1.0))
     )
     assert evaluations(comfyui(guided, 4.0)) == [[2, 1]] * 4

@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    DreamCacheError,
-    Picture,
-    SubjectMeasure,
-    VisionTransformer,
-    Yardsticks,
-    load_vision_transformer,
-    mean_scores,
-    to_tensor,
-)
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
+from dreamcache.dreamcache_core.evaluation.metrics import Picture, SubjectMeasure, Yardsticks, mean_scores
+from dreamcache.dreamcache_core.io.images import to_tensor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_networks import SIDE, in_authors_names, new_dino, write

@@ -10,8 +10,10 @@ from pathlib import Path
 import environment
 import pytest
 import torch
-from dreamcache.dreamcache_core import DreamCacheError, load_checkpoint, save_sample
-from dreamcache.dreamcache_core.processes import Processes, join_processes
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
+from dreamcache.dreamcache_core.training.processes import Processes, join_processes
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
 from miniature import models
 from PIL import Image
 from train_together import new_adapter, train

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import DreamCacheError, choose_line, combine_words
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.training.prompts import choose_line, combine_words
 from graph import Graph, failure, output
 
 TEMPLATE = "a photo of {subject} {context}, {style}"

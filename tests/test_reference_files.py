@@ -9,8 +9,11 @@ import environment
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, Result, WorkflowError
-from dreamcache.dreamcache_core import DEFAULT_STAGES, STAGES, Adapter, load_references, save_adapter, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.file import save_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.file import load_references
+from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, select_layers
+from dreamcache.nodes.host.base_model import structure_of
 from graph import Graph, Link, Scene, difference, failure, lora, output
 from miniature import models
 
@@ -95,7 +98,7 @@ def test_a_saved_reference_is_shown_and_the_loader_tells_of_it(server: ComfyUISe
 
 
 def test_all_layers_are_saved_for_those_who_ask(server: ComfyUIServer, references: Path) -> None:
-    layers = patching.structure_of(models.unet_patcher("sd15")).layers
+    layers = structure_of(models.unet_patcher("sd15")).layers
     for choice, stages in (("all", STAGES), ("middle and decoder", DEFAULT_STAGES)):
         save(Scene(server), choice, layers=choice)
         saved = load_references(references / f"{choice}_00001_.safetensors").references
@@ -153,7 +156,7 @@ def test_a_saved_reference_of_another_base_model(server: ComfyUIServer) -> None:
 
 def test_a_saved_reference_without_the_layers_that_the_adapter_reads(server: ComfyUIServer) -> None:
     save(Scene(server), "few_layers")
-    unet = patching.structure_of(models.unet_patcher("sd15"))
+    unet = structure_of(models.unet_patcher("sd15"))
     adapter = Adapter(select_layers(unet.layers, STAGES), unet.base_model)
     save_adapter(server.base / "models" / "dreamcache" / "encoder.safetensors", adapter)
     scene = Scene(server)

@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import ReferenceCache, TransformerLayer, feature_colours, reference_sheet, to_tensor
+from dreamcache.dreamcache_core.figures.reference_sheet import feature_colours, reference_sheet
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.unet import TransformerLayer
 from graph import Scene
 from PIL import Image
 
@@ -39,10 +42,11 @@ def test_a_constant_layer_has_one_colour() -> None:
 def test_what_a_mask_leaves_out_is_pale() -> None:
     torch.manual_seed(0)
     layer = TransformerLayer("middle_block.1", channels=8, heads=2)
-    whole = ReferenceCache({layer.name: torch.randn(1, 8, 4, 4)}, "SD1.x", (layer,), (4, 4), timestep=1, prompt="")
+    whole = ReferenceBatch({layer.name: torch.randn(1, 8, 4, 4)}, "SD1.x", (layer,), (4, 4), timestep=1, prompt="")
     left = torch.zeros(1, 4, 4)
     left[..., :2] = 1
-    plain, masked = (to_tensor(reference_sheet(each))[-264:-8] for each in (whole, replace(whole, subject=left)))
+    caches = (ReferenceCache((each,)) for each in (whole, replace(whole, subject=left)))
+    plain, masked = (to_tensor(reference_sheet(cache))[-264:-8] for cache in caches)
     x = 272 + 264
     assert torch.equal(masked[:, x : x + 128], plain[:, x : x + 128])
     assert masked[:, x + 128 : x + 256].min() > 0.75 > plain[:, x + 128 : x + 256].min()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from comfyui_server import WorkflowError
-from dreamcache.dreamcache_core import Strengths, combine
+from dreamcache.dreamcache_core.adapter.strengths import Strengths
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.reference.combining import combine
 from graph import Link, Scene, difference
 from studio import Studio
 
@@ -149,18 +151,18 @@ def test_regions_for_some_of_the_latents_are_refused(server) -> None:
 
 
 def test_what_is_around_the_subject_makes_no_difference_to_any_bit(studio: Studio) -> None:
-    cache = replace(studio.cache(), subject=left_half(16, 24))
-    around = {layer: tensor.clone() for layer, tensor in cache.features.items()}
+    batch = replace(studio.cache().batches[0], subject=left_half(16, 24))
+    around = {layer: tensor.clone() for layer, tensor in batch.features.items()}
     around["output_blocks.10.1"][..., 12:] = 7.0
-    injection = studio.injection(cache=cache)
-    changed = replace(injection, cache=replace(cache, features=around))
+    injection = studio.injection(cache=ReferenceCache((batch,)))
+    changed = replace(injection, cache=ReferenceCache((replace(batch, features=around),)))
     assert torch.equal(studio.draw(injection)[0], studio.draw(changed)[0])
 
 
 def test_each_latent_reads_only_the_subject_of_its_own_reference(studio: Studio) -> None:
     whole, other = studio.cache(), studio.cache(seed=2)
-    part = replace(whole, subject=left_half(16, 24))
-    paired = studio.injection(cache=combine([part, other], [1.0, 1.0], paired=True), paired=True)
+    part = ReferenceCache((replace(whole.batches[0], subject=left_half(16, 24)),))
+    paired = studio.injection(cache=combine([part, other], [1.0, 1.0], per_latent=True))
     _, both = studio.draw(paired, batch=2)
     for number, cache in enumerate((part, other)):
         _, alone = studio.draw(studio.injection(cache=cache), batch=2)

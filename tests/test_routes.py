@@ -15,16 +15,12 @@ import environment
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core import (
-    ReferenceCache,
-    Source,
-    TrainingFolder,
-    TransformerLayer,
-    checkpoint_family,
-    ease_in,
-    make_thumbnail,
-    save_references,
-)
+from dreamcache.dreamcache_core.adapter.strengths import CURVES
+from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
+from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
+from dreamcache.dreamcache_core.unet import TransformerLayer
 from graph import adapter_file
 from PIL import Image
 from safetensors.torch import save_file
@@ -92,7 +88,8 @@ def test_a_saved_reference_is_described_and_its_picture_shown_without_its_featur
     layers = (TransformerLayer("middle_block.1", 8, 8),)
     pictures = [make_thumbnail(Image.new("RGB", (40, 30), colour)) for colour in ("red", "blue")]
     source = Source("ab" * 32, patched=False, thumbnails=tuple(pictures))
-    cache = ReferenceCache({layers[0].name: torch.ones(2, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "", source)
+    batch = ReferenceBatch({layers[0].name: torch.ones(2, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "", source)
+    cache = ReferenceCache((batch,))
     written = save_references(folder / "cup.safetensors", cache, "float8")
     (folder / "cut.safetensors").write_bytes((folder / "cup.safetensors").read_bytes()[:-1])
     header = {"format": "dreamcache.reference_cache", "version": "2", "header": '{"layers": 3}'}
@@ -152,7 +149,7 @@ def test_a_training_tells_its_losses_and_samples_however_long_it_is(server: Comf
 
 def test_the_curve_of_strengths_is_what_the_node_makes_of_its_inputs(server: ComfyUIServer) -> None:
     assert ask(server, "/dreamcache/curve?over_sampling=list&values=1,0.5")[1] == {"curve": [1, 0.5], "problem": None}
-    assert ask(server, "/dreamcache/curve?over_sampling=ease%20in")[1]["curve"] == list(ease_in())
+    assert ask(server, "/dreamcache/curve?over_sampling=ease%20in")[1]["curve"] == list(CURVES["ease in"])
     assert "is no list of strengths" in ask(server, "/dreamcache/curve?over_sampling=list&values=3")[1]["problem"]
     assert ask(server, "/dreamcache/curve?over_sampling=gone")[0] == 400
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import environment
 import torch
-from dreamcache.dreamcache_core import load_adapter, to_image, to_tensor
-from dreamcache.nodes import patching
-from dreamcache.nodes.samples import SampleSettings, draw_samples
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.io.images import to_image, to_tensor
+from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from graph import Scene
 from miniature import models
 from PIL import Image
@@ -26,7 +27,7 @@ def test_a_sample_is_what_apply_dreamcache_draws(server, tmp_path: Path) -> None
 
     reference = to_tensor(Image.open(environment.ensure().comfyui / "input" / "example.png").convert("RGB"))
     file = load_adapter(server.base / "models" / "dreamcache" / "sd15.safetensors")
-    model, adapter = models.unet_patcher("sd15"), patching.wrap_for_drawing(file.adapter)
+    model, adapter = models.unet_patcher("sd15"), wrap_for_sampling(file.adapter)
     prompts, references = ["a dog on a beach"] * 2, [reference, None]
     with_reference, without = draw_samples(
         model, models.clip("sd15"), models.vae(), adapter, prompts, references, SAMPLES

@@ -9,7 +9,8 @@ import environment
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, Result
-from dreamcache.dreamcache_core import open_triplets, to_tensor
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.dreamcache_core.training.triplets import open_triplets
 from graph import Graph, Link, failure
 from PIL import Image
 from workflow_prompt import PHOTOGRAPH

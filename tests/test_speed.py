@@ -8,8 +8,13 @@ import comfy.sample
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamcache.dreamcache_core import Adapter, ReferenceCache, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.injection import Injection, unfused, wrap_for_sampling
 from miniature import models
 from speed.counting import bench_on_paper, count_step
 from speed.variants import CONDITIONED, PLAIN, READING, STRENGTH_0, VARIANTS, Bench
@@ -32,10 +37,10 @@ def plain(bench: Bench) -> int:
 @pytest.mark.parametrize(("variant", "rows"), [(READING, 2), (CONDITIONED, 1), (STRENGTH_0, 0)])
 def test_a_step_does_what_it_must_and_nothing_more(bench: Bench, plain: int, variant: str, rows: int) -> None:
     """Of each token a query and Linear's two halves, and its attention to all tokens of the reference."""
-    features = bench.references(1).features
+    (references,) = bench.references(1).batches
     floor = 0
     for layer in bench.adapter.layers:
-        tokens = features[layer.name].shape[2:].numel()
+        tokens = references.features[layer.name].shape[2:].numel()
         floor += 2 * rows * (3 * tokens * layer.channels**2 + 2 * tokens**2 * layer.channels)
     count = count_step(VARIANTS[variant](bench), SIZE)
     assert count - plain == floor
@@ -46,15 +51,15 @@ def test_a_step_does_what_it_must_and_nothing_more(bench: Bench, plain: int, var
 def miniature() -> tuple[ModelPatcher, ModelPatcher]:
     """A model and an adapter, small and real."""
     model = models.unet_patcher("sd15")
-    structure = patching.structure_of(model)
+    structure = structure_of(model)
     adapter = Adapter(select_layers(structure.layers), structure.base_model)
     adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
-    return model, patching.wrap_for_drawing(adapter)
+    return model, wrap_for_sampling(adapter)
 
 
 def encode(model: ModelPatcher, seed: int) -> ReferenceCache:
     latent = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(seed))
-    return patching.encode_reference(model, latent, torch.zeros_like(latent), PROMPT, 1, "")
+    return record_references(model, latent, torch.zeros_like(latent), PROMPT, 1, "")
 
 
 def draw(model: ModelPatcher, seed: int) -> None:
@@ -80,7 +85,7 @@ def test_runs_with_changing_references_end_at_the_memory_they_began_with(
     model, adapter = miniature
 
     def run(seed: int) -> None:
-        draw(patching.inject(model, patching.Injection(adapter, encode(model, seed))), seed)
+        draw(inject(model, Injection(adapter, encode(model, seed))), seed)
 
     run(0)
     before = bytes_of_tensors()
@@ -92,11 +97,11 @@ def test_runs_with_changing_references_end_at_the_memory_they_began_with(
 def test_an_adapter_that_comfyui_has_no_memory_for_changes_the_same(
     miniature: tuple[ModelPatcher, ModelPatcher],
 ) -> None:
-    adapter = patching.unfolded(miniature[1])
+    adapter = unfused(miniature[1])
 
     def changes(memory: int) -> list[torch.Tensor]:
         """`memory`: bytes that ComfyUI lets the adapter take of the device, 0 for all that it needs."""
-        patcher = patching.wrap_for_drawing(adapter)
+        patcher = wrap_for_sampling(adapter)
         patcher.load(torch.device("cpu"), lowvram_model_memory=memory, full_load=not memory)
         assert patcher.model.model_lowvram == bool(memory)
         assert patcher.loaded_size() == (0 if memory else patcher.model_size())

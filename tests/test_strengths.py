@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    STAGES,
-    DreamCacheError,
-    at_progress,
-    ease_in,
-    group_of,
-    read_curve,
-    select_layers,
-)
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.strengths import CURVES, LIST, at_progress, make_curve
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.unet import STAGES, group_of, select_layers
+from dreamcache.nodes.host.base_model import structure_of
 from graph import Scene, difference, failure
 from miniature import models
 
@@ -50,7 +44,7 @@ def test_as_it_comes_it_changes_nothing(server, whole: torch.Tensor) -> None:
 
 
 def test_layers_are_grouped_by_resolution() -> None:
-    layers = select_layers(patching.structure_of(models.unet_patcher("sd15")).layers, STAGES)
+    layers = select_layers(structure_of(models.unet_patcher("sd15")).layers, STAGES)
     groups = [group_of(layer, layers) for layer in layers]
     assert groups[:3] == ["fine", "medium", "coarse"]
     assert groups[3:] == ["bottleneck", "coarse", "medium", "medium", "fine"]
@@ -80,7 +74,7 @@ def test_a_curve_is_followed_in_the_course_of_sampling(server, whole: torch.Tens
 
 
 def test_eased_curves_rise_from_nothing_to_all() -> None:
-    curve = ease_in()
+    curve = CURVES["ease in"]
     assert (curve[0], curve[len(curve) // 2], curve[-1]) == (0.0, 0.5, 1.0)
     assert sorted(curve) == list(curve)
     assert list(at_progress((2.0, 0.0, 1.0), np.array([0.25, 0.5, 0.75]))) == [1, 0, 0.5]
@@ -89,7 +83,7 @@ def test_eased_curves_rise_from_nothing_to_all() -> None:
 @pytest.mark.parametrize("text", ["", "one", "1,,x", "0.5 -0.1", "3", "nan"])
 def test_what_is_no_list_of_strengths_is_refused(text: str) -> None:
     with pytest.raises(DreamCacheError, match="is no list of strengths: write numbers from 0 to 2"):
-        read_curve(text)
+        make_curve(LIST, text)
 
 
 def test_a_wrong_list_is_told_of_at_its_node(server) -> None:

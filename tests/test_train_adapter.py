@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, WorkflowError
-from dreamcache.dreamcache_core import Adapter, Provenance, load_adapter
-from dreamcache.nodes.frozen_base import ComfyUIBase
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from graph import Scene, adapter_file, difference, failure, output, triplets_folder
 from miniature import models
 from PIL import Image

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import environment
 import pytest
-from dreamcache.dreamcache_core import load_adapter, save_sample
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflow_prompt import PHOTOGRAPH

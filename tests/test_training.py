@@ -16,25 +16,21 @@ import comfy.model_patcher
 import comfy.sd
 import pytest
 import torch
-from dreamcache.dreamcache_core import (
-    Adapter,
-    Batch,
-    DreamCacheError,
-    Trainer,
-    TrainingSettings,
-    denoising_loss,
-    draw,
-    load_checkpoint,
-    newest_checkpoint,
-    resume,
-    run,
-    save_checkpoint,
-    select_layers,
-    untrained_adapter,
-)
-from dreamcache.nodes import patching
-from dreamcache.nodes.frozen_base import ComfyUIBase
-from dreamcache.nodes.samples import SampleSettings, draw_samples
+from dreamcache.dreamcache_core.adapter.network import Adapter, untrained_adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss, draw
+from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.trainer import Trainer
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
+from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
+from dreamcache.nodes.host.patching.training import attending_to, make_trainable
 from miniature import models
 
 Models = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, comfy.sd.CLIP]
@@ -43,7 +39,7 @@ SETTINGS = TrainingSettings(steps=6, batch=4, learning_rate=1e-3, warm_up=2, ema
 
 
 def new_adapter(structure: str = "sd15") -> Adapter:
-    unet = patching.structure_of(models.unet_patcher(structure))
+    unet = structure_of(models.unet_patcher(structure))
     adapter = Adapter(select_layers(unet.layers), unet.base_model)
     adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
     return adapter
@@ -86,17 +82,17 @@ def test_gradients_through_the_injection_agree_with_finite_differences() -> None
     """In float64, along a random direction of all of the adapter's weights, each sample with a reference of its own."""
     model = models.unet_patcher("sd15", dtype=torch.float64)
     adapter = new_adapter().double()
-    trainable = patching.make_trainable(model, adapter)
+    trainable = make_trainable(model, adapter)
     trainable.patch_model()
     torch.manual_seed(0)
     features = {layer.name: torch.randn(2, layer.channels, 3, 4, dtype=torch.float64) for layer in adapter.layers}
-    cache = patching.ReferenceCache(features, adapter.base_model, adapter.layers, (24, 32), timestep=1, prompt="")
-    injection = patching.Injection(patching.wrap_adapter(adapter), cache, paired=True)
+    references = ReferenceBatch(features, adapter.base_model, adapter.layers, (24, 32), timestep=1, prompt="")
+    injection = Injection(wrap_adapter(adapter), ReferenceCache((references,), per_latent=True))
     x, context, weight = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((4, 8, 8), (7, 48), (4, 8, 8)))
     timesteps = torch.tensor([10, 600])
 
     def value() -> torch.Tensor:
-        predicted = model.model.diffusion_model(x, timesteps, context, transformer_options=patching.reading(injection))
+        predicted = model.model.diffusion_model(x, timesteps, context, transformer_options=attending_to(injection))
         return (predicted * weight).sum()
 
     parameters: list[torch.Tensor] = list(adapter.requires_grad_().parameters())
@@ -118,7 +114,7 @@ def test_gradients_through_the_injection_agree_with_finite_differences() -> None
 
 def test_an_untrained_adapter_changes_nothing() -> None:
     model = models.unet_patcher("sd15")
-    adapter = untrained_adapter(patching.structure_of(model), seed=1)
+    adapter = untrained_adapter(structure_of(model), seed=1)
     base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter)
     base.load()
     latents = base.encode_images(pictures(range(2)))
@@ -198,9 +194,11 @@ def test_the_caching_pass_of_training_is_that_of_encode_reference(structure: str
     ours = trainer.base.cache(latents, noise)
     model, clip = models.unet_patcher(structure), models.clip(structure)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    theirs = patching.encode_reference(model, models.vae().encode(images.movedim(1, -1)), noise, conditioning, 1, "")
+    theirs = record_references(model, models.vae().encode(images.movedim(1, -1)), noise, conditioning, 1, "")
     for layer in trainer.adapter.layers:
-        torch.testing.assert_close(ours.features[layer.name], theirs.features[layer.name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours.batches[0].features[layer.name], theirs.batches[0].features[layer.name], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("structure", ["sd15", "sdxl"])
@@ -247,9 +245,9 @@ def test_the_loss_is_the_textbooks(structure: str) -> None:
     target = noise if structure == "sd15" else signal * noise - rest * latents
 
     cache = base.cache(base.encode_images(samples.references), reference_noise)
-    injection = patching.Injection(patching.wrap_adapter(trainer.adapter), cache, paired=True)
+    injection = Injection(wrap_adapter(trainer.adapter), cache)
     context = base.encode_prompts(samples.prompts).context
-    options = patching.reading(injection)
+    options = attending_to(injection)
     with torch.no_grad():
         output = base.unet(signal * latents + rest * noise, timesteps, context, transformer_options=options)
         loss = denoising_loss(base, samples, SETTINGS)
@@ -296,7 +294,7 @@ def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
         for step in range(3):
             trainer.train([batch(step)])
             if draws:
-                averaged = patching.wrap_for_drawing(trainer.averaged_adapter())
+                averaged = wrap_for_sampling(trainer.averaged_adapter())
                 drawn += draw_samples(model, clip, vae, averaged, ["a dog"], [reference], settings)
                 base.load()
         return trainer, drawn

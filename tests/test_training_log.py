@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from dreamcache.dreamcache_core import DreamCacheError, Progress
-from dreamcache.dreamcache_core.training_log import TrainingLog
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.training.log import TrainingLog
+from dreamcache.dreamcache_core.training.session import Progress
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core import DreamCacheError, Triplet, epoch_order, open_triplets, save_sample, to_tensor
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.io.images import to_tensor
+from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplets import Triplet, epoch_order, open_triplets
 from PIL import Image, ImageDraw
 
 SIZE = (80, 64)

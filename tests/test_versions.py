@@ -12,7 +12,7 @@ import pytest
 import tomllib
 import torch
 from comfyui_server import ComfyUIServer
-from dreamcache.nodes.needs import OLDEST_COMFYUI
+from dreamcache.nodes.host.version_check import OLDEST_COMFYUI
 from graph import Graph, Link, Scene, failure, output, triplets_folder
 from miniature import models
 from workflow_prompt import demo_prompt, set_inputs

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_server import ComfyUIServer, Prompt
-from dreamcache.dreamcache_core import load_adapter, open_triplets
+from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.training.triplets import open_triplets
 from graph import adapter_file
 from miniature import models
 from PIL import Image, ImageDraw

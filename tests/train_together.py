@@ -9,26 +9,23 @@ from pathlib import Path
 
 import conftest  # noqa: F401  # It imports the pack.
 from comfy.model_patcher import ModelPatcher
-from dreamcache.dreamcache_core import (
-    Adapter,
-    Trainer,
-    TrainingSettings,
-    make_batches,
-    open_triplets,
-    resume,
-    run,
-    select_layers,
-)
-from dreamcache.dreamcache_core.processes import Processes, join_processes
-from dreamcache.nodes import patching
-from dreamcache.nodes.frozen_base import ComfyUIBase
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.processes import Processes, join_processes
+from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.trainer import Trainer
+from dreamcache.dreamcache_core.training.triplets import open_triplets
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from miniature import models
 
 SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
 
 
 def new_adapter(model: ModelPatcher) -> Adapter:
-    structure = patching.structure_of(model)
+    structure = structure_of(model)
     adapter = Adapter(select_layers(structure.layers), structure.base_model)
     adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
     return adapter

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamcache_core.processes import Processes
-from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
+from dreamcache_core.training.processes import Processes
+from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
 
 from . import attention
 from .loop import ALONE, on_device

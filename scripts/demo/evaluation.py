@@ -202,7 +202,7 @@ class Studio:
             settings = self.samples.SampleSettings(seed=seed + start, **{**SAMPLING, **changes})
             model = self.networks.model
             if adapter is not None:
-                model = settings.inject(model, adapter, self._cache(some, variant), paired=True)
+                model = settings.inject(model, adapter, self._cache(some, variant), per_latent=True)
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures
 
@@ -239,7 +239,7 @@ class Studio:
         latents = self.networks.vae.encode(references)
         noise = torch.from_numpy(np.random.default_rng(0).standard_normal(latents.shape, dtype=np.float32))
         prompts = [case.prompt for case in some]
-        return self.patching.encode_reference(
+        return self.patching.record_references(
             self.networks.model, latents, noise, self._encode(prompts), variant.timestep, "captions"
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamcache_core.processes import Processes
+from dreamcache_core.training.processes import Processes
 
 from .adapter import AS_IT_SHIPS, TIMESTEP_BIAS, Training
 from .artwork import DEMO

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamcache_core import load_checkpoint, save_checkpoint
-from dreamcache_core.processes import Processes
+from dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
+from dreamcache_core.training.processes import Processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALONE = Processes()

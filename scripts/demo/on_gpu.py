@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
+from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
 
 from . import joint
 from .artwork import trained_subjects

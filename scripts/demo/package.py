@@ -10,7 +10,7 @@ import torch
 from environment import ROOT
 from PIL import Image
 
-from dreamcache_core.files import write_file
+from dreamcache_core.io.tensor_file import write_file
 
 from .artwork import DEMO, PACKAGES, trained_subjects
 from .loop import as_tensor

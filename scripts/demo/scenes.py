@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dreamcache_core import DreamCacheError
-from dreamcache_core.pictures import to_image, to_tensor
-from dreamcache_core.reference_augmentation import make_reference
-from dreamcache_core.reference_image import subject_on_white
+from dreamcache_core.errors import DreamCacheError
+from dreamcache_core.io.images import to_image, to_tensor
+from dreamcache_core.reference.image import subject_on_white
+from dreamcache_core.training.augmentation import make_reference
 
 from .artwork import DEMO, Subject, trained_subjects
 from .loop import DEVICE, as_tensor

@@ -13,8 +13,12 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.sampler_helpers import prepare_model_patcher
-from dreamcache.dreamcache_core import Adapter, ReferenceCache, select_layers
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.recording import Recorded, Recording
+from dreamcache.nodes.host.patching.training import make_trainable, recording_to
 from generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,20 +41,21 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
     options = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
     model.model_options["transformer_options"] = options
-    structure = patching.structure_of(model)
+    structure = structure_of(model)
     with _META:
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
-    recording = patching.Recording()
-    trainable = patching.make_trainable(model, adapter)
-    with _patched(trainable), suppress(patching.Recorded):
+    recording = Recording()
+    trainable = make_trainable(model, adapter)
+    with _patched(trainable), suppress(Recorded):
         latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
-        options = {**options, **recording.options}
+        options = {**options, **recording_to(recording)}
         trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=options)
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recording.features.items()}
-        return ReferenceCache(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
+        batch = ReferenceBatch(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
+        return ReferenceCache((batch,))
 
     return Bench(model, model, adapter, references)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from dreamcache.dreamcache_core.estimate import memory_of, reset_peak
+from dreamcache.dreamcache_core.training.estimate import memory_of, reset_peak
 
 from .lockstep import seconds_side_by_side
 from .steady import steady

@@ -14,8 +14,12 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from dreamcache.dreamcache_core import Adapter, ReferenceCache
-from dreamcache.nodes import patching
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
+from dreamcache.nodes.host.patching.options import RUN_KEY
 
 PROMPT_TOKENS = 77
 CFG = 7.0
@@ -39,14 +43,14 @@ class Bench:
 
     def reading(self, references: int = 1, **settings: Any) -> ModelPatcher:
         """With DreamCache. `settings`: of the injection."""
-        adapter = patching.wrap_for_drawing(self.adapter)
-        return patching.inject(self.model, patching.Injection(adapter, self.references(references), **settings))
+        adapter = wrap_for_sampling(self.adapter)
+        return inject(self.model, Injection(adapter, self.references(references), **settings))
 
     def projecting_anew(self) -> ModelPatcher:
         """The straightforward form of DreamCache: trained weights as they are, keys and values anew at every step."""
         # A copy, for ComfyUI moves it to where the model is.
-        adapter = patching.wrap_adapter(copy.deepcopy(self.adapter).to(self.model.model.get_dtype_inference()))
-        model = patching.inject(self.model, patching.Injection(adapter, self.references(1)))
+        adapter = wrap_adapter(copy.deepcopy(self.adapter).to(self.model.model.get_dtype_inference()))
+        model = inject(self.model, Injection(adapter, self.references(1)))
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "benchmark", _forget_memories)
         return model
 
@@ -54,7 +58,7 @@ class Bench:
         """The mechanism of an IP-Adapter: beside every cross-attention over the prompt one over so many image tokens,
         with keys and values of its own.
         """
-        structure, device = patching.structure_of(self.model), self.model.load_device
+        structure, device = structure_of(self.model), self.model.load_device
         kind: dict[str, Any] = {"device": device, "dtype": self.model.model.get_dtype_inference()}
         image = torch.randn(1, tokens, structure.context_dim, **kind)
         model = self.model.clone()
@@ -91,7 +95,7 @@ def ipadapter_plus(pack: ModuleType) -> Variant:
     """
 
     def apply(bench: Bench) -> ModelPatcher:
-        structure = patching.structure_of(bench.model)
+        structure = structure_of(bench.model)
         tokens, embedding, context = 4, 1024, structure.context_dim
         image_proj = {
             "proj.weight": torch.randn(tokens * context, embedding) * embedding**-0.5,
@@ -124,7 +128,7 @@ def ipadapter_plus(pack: ModuleType) -> Variant:
 
 
 def _forget_memories(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, *args):
-    model_options["transformer_options"][patching.RUN_KEY].memories.clear()
+    model_options["transformer_options"][RUN_KEY].memories.clear()
     return executor(x, timestep, model_options, *args)
 
 
@@ -159,7 +163,7 @@ class Evaluations(comfy.samplers.Sampler):
 def guider_of(model: ModelPatcher) -> comfy.samplers.CFGGuider:
     """What samples with two prompts, which are zeros."""
     guider = comfy.samplers.CFGGuider(model)
-    prompt = torch.zeros(1, PROMPT_TOKENS, patching.structure_of(model).context_dim, device=model.load_device)
+    prompt = torch.zeros(1, PROMPT_TOKENS, structure_of(model).context_dim, device=model.load_device)
     guider.set_conds([[prompt, {}]], [[prompt, {}]])
     guider.set_cfg(CFG)
     return guider

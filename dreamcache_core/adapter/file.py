@@ -1,0 +1,223 @@
+"""Adapter files: this project's `.safetensors`, and the paper authors' pickled `.pt`."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import DreamCacheError
+from ..io.tensor_file import Shapes, read_header, read_shapes, read_tensors, write_file
+from ..unet import TransformerLayer
+from .network import Adapter, weight_shapes
+from .provenance import Provenance
+
+FILE_KIND = "adapter"
+FILE_VERSION = 1
+
+# `diffusion_model.output_blocks.4.1.transformer_blocks.0.attn_mem.to_q.weight` in the authors' file.
+_AUTHORS_PREFIX = "diffusion_model."
+_AUTHORS_BLOCK = ".transformer_blocks.0."
+_AUTHORS_NAMES = {
+    "norm2_mem": "norm_mem",
+    "attn_mem.to_q": "to_q",
+    "attn_mem.to_k": "to_k",
+    "attn_mem.to_v": "to_v",
+    "attn_mem.to_out.0": "to_out",
+    "linear_cat": "linear_cat",
+}
+# The authors' file names no base model. They published SD2.1, whose heads are 64 channels wide.
+_AUTHORS_BASE_MODEL = "SD2.x"
+_AUTHORS_HEAD_CHANNELS = 64
+
+_PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
+SUFFIXES = frozenset({".safetensors", *_PICKLED})
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFile:
+    """An adapter, and the format of the file that it came from, in words."""
+
+    adapter: Adapter
+    format: str
+
+    @property
+    def description(self) -> str:
+        """What was found, in a few lines for the person at the graph."""
+        adapter = self.adapter
+        names = ", ".join(layer.name for layer in adapter.layers)
+        lines = [f"{self.format}, for {adapter.base_model}, {adapter.parameter_count:,} parameters", f"layers: {names}"]
+        return "\n".join([*lines, *(training.description for training in adapter.provenance)])
+
+
+def save_adapter(
+    path: Path, adapter: Adapter, precision: torch.dtype | None = None, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Write an adapter in this project's format, with its provenance; in the precision it has, or in another.
+
+    `notes`: what else its header tells whoever opens it, as JSON.
+    """
+    header = {
+        **(notes or {}),
+        "base_model": adapter.base_model,
+        "layers": [layer.to_json() for layer in adapter.layers],
+        "provenance": [training.to_json() for training in adapter.provenance],
+    }
+    tensors = {name: tensor.to(precision or tensor.dtype) for name, tensor in adapter.state_dict().items()}
+    write_file(path, FILE_KIND, FILE_VERSION, header, tensors)
+
+
+def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
+    """Read an adapter, in the precision it has on disk.
+
+    `operations`: as in AdapterLayer. Raises DreamCacheError for a file that is missing, damaged, or no adapter, and for
+    a pickle that holds anything but tensors, of which nothing is run.
+    """
+    if not path.is_file():
+        raise DreamCacheError(f"{path} is not there: put adapters into ComfyUI's models/dreamcache folder.")
+    if path.suffix in _PICKLED:
+        metadata: Mapping[str, str] = {}
+        tensors = _read_pickle(path)
+    else:
+        metadata, tensors = read_tensors(path)
+    contents = _interpret(path, metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    # On the meta device, because the file brings the weights: nothing is drawn at random only to be replaced.
+    with torch.device("meta"):
+        adapter = Adapter(contents.layers, contents.base_model, operations, contents.provenance)
+    adapter.load_state_dict({contents.names[name]: tensor for name, tensor in tensors.items()}, assign=True)
+    return AdapterFile(adapter.requires_grad_(False).eval(), contents.format)
+
+
+@dataclass(frozen=True)
+class AdapterDescription:
+    """What a file is, as far as one can tell without reading weights.
+
+    `size`: in bytes. `format`: in words. `base_model`: the family it was trained for. `layers`: their names.
+    `provenance`: a sentence for each training. What isn't known of a file is None. `problem`: why it can't be used.
+    """
+
+    size: int
+    format: str | None = None
+    base_model: str | None = None
+    layers: tuple[str, ...] | None = None
+    parameters: int | None = None
+    provenance: tuple[str, ...] | None = None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+def describe_adapter(path: Path) -> AdapterDescription:
+    """Describe a file that `load_adapter` would read, by its header alone; a pickle isn't opened."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return AdapterDescription(0, problem=f"{path} is not there.")
+    if path.suffix in _PICKLED:
+        return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
+    try:
+        metadata, shapes = read_shapes(path)
+        contents = _interpret(path, metadata, shapes)
+    except DreamCacheError as error:
+        return AdapterDescription(size, problem=str(error))
+    return AdapterDescription(
+        size,
+        contents.format,
+        contents.base_model,
+        tuple(layer.name for layer in contents.layers),
+        sum(map(math.prod, shapes.values())),
+        tuple(training.description for training in contents.provenance),
+    )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a file says. `names`: those of its tensors → those of the adapter's."""
+
+    format: str
+    base_model: str
+    layers: tuple[TransformerLayer, ...]
+    names: Mapping[str, str]
+    provenance: tuple[Provenance, ...] = ()
+
+
+def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Contents:
+    """Raises DreamCacheError unless the tensors, of which the shapes are enough, are those of an adapter."""
+    header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
+    contents = _of_authors(path, shapes) if header is None else _of_ours(path, header, shapes)
+    if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
+        raise DreamCacheError(f"{path.name} lacks some of its adapter's weights or has others: download it again.")
+    return contents
+
+
+@lru_cache
+def _expected_shapes(layers: tuple[TransformerLayer, ...]) -> Shapes:
+    return {f"{layer.name}.{name}": shape for layer in layers for name, shape in weight_shapes(layer.channels).items()}
+
+
+def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:
+    try:
+        return _Contents(
+            "DreamCache adapter",
+            str(header["base_model"]),
+            tuple(TransformerLayer(**layer) for layer in header["layers"]),
+            {name: name for name in shapes},
+            tuple(map(Provenance.from_json, header.get("provenance", ()))),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
+
+
+def _of_authors(path: Path, shapes: Shapes) -> _Contents:
+    names = {name: _our_name(path, name) for name in shapes}
+    if not names:
+        raise DreamCacheError(f"{path.name} holds no tensors: download it again.")
+    channels = {
+        ours.removesuffix(".to_q.weight"): shapes[name][0]
+        for name, ours in names.items()
+        if ours.endswith(".to_q.weight") and shapes[name]
+    }
+    layers = tuple(TransformerLayer(layer, width, width // _AUTHORS_HEAD_CHANNELS) for layer, width in channels.items())
+    return _Contents("the authors' DreamCache adapter", _AUTHORS_BASE_MODEL, layers, names)
+
+
+def _our_name(path: Path, name: str) -> str:
+    layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
+    part, _, parameter = rest.rpartition(".")
+    if not found or part not in _AUTHORS_NAMES:
+        raise DreamCacheError(f"{path.name} is {_guess(name)}, not a DreamCache adapter: {_ADVICE}")
+    return f"{layer}.{_AUTHORS_NAMES[part]}.{parameter}"
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DreamCacheError(
+            f"{path.name} holds something other than tensors, so it was not opened, for a pickle can run any program: "
+            "use a file that holds tensors only, best a .safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise DreamCacheError(f"{path.name} cannot be read: it is damaged or incomplete, download it again.") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
+    return content
+
+
+_ADVICE = "choose a DreamCache adapter, and load other files with their own nodes."
+
+
+def _guess(key: str) -> str:
+    if "lora" in key or key.endswith(".alpha"):
+        return "a LoRA (load it with Load LoRA)"
+    if key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")):
+        return "a whole checkpoint (load it with Load Checkpoint)"
+    return f"another kind of file (it holds `{key}`)"

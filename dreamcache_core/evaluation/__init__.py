@@ -1,0 +1,1 @@
+"""Evaluation of generated images: DINO, CLIP-I and CLIP-T on folders of subjects."""

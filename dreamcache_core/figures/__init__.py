@@ -1,0 +1,1 @@
+"""Figures: what the reference cache, attention, a training or a comparison looks like."""

@@ -1,0 +1,1 @@
+"""The reference: how its image is prepared, the features that are cached of it, and their files."""

@@ -1,0 +1,74 @@
+"""Combining references: all of them side by side, one for each latent, or their average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..errors import DreamCacheError
+from ..unet import PIXELS_PER_LATENT
+from .cache import ReferenceBatch, ReferenceCache, Source
+
+
+def combine(
+    references: Sequence[ReferenceCache], strengths: Sequence[float], per_latent: bool = False
+) -> ReferenceCache:
+    """All references, each with its strength; those of strength 0 are left out.
+
+    `per_latent`: each latent of the batch attends to the reference of its own number.
+    Raises DreamCacheError if they are of several base models, or if none is left.
+    """
+    return ReferenceCache(_weighted(references, strengths), per_latent)
+
+
+def average(references: Sequence[ReferenceCache], strengths: Sequence[float]) -> ReferenceCache:
+    """One reference, whose features are the mean of all, weighted by their strengths.
+
+    Raises DreamCacheError if they are of several base models or sizes, or all of strength 0.
+    """
+    batches = _weighted(references, strengths)
+    sizes = sorted({batch.latent_size for batch in batches})
+    if len(sizes) > 1:
+        words = " and ".join(f"{PIXELS_PER_LATENT * width}×{PIXELS_PER_LATENT * height}" for height, width in sizes)
+        raise DreamCacheError(
+            f"The references have different sizes ({words} pixels), so there is no average of them: set mode to "
+            "concatenate, or encode pictures of one shape."
+        )
+    total = sum(batch.strength * len(batch) for batch in batches)
+    layers = ReferenceCache(batches).layers
+    features = {}
+    for layer in layers:
+        sums = [batch.strength * batch.features[layer.name].sum(0) for batch in batches]
+        features[layer.name] = (torch.stack(sums).sum(0) / total).unsqueeze(0)
+    averaged = replace(
+        batches[0], features=features, layers=layers, source=_common_source(batches), strength=1.0, subject=None
+    )
+    return ReferenceCache((averaged,))
+
+
+def _weighted(references: Sequence[ReferenceCache], strengths: Sequence[float]) -> tuple[ReferenceBatch, ...]:
+    batches = tuple(
+        replace(batch, strength=batch.strength * strength)
+        for cache, strength in zip(references, strengths, strict=True)
+        for batch in cache.batches
+        if strength
+    )
+    if not batches:
+        raise DreamCacheError("All references have a strength of 0, so there is nothing to read: raise one.")
+    base_models = dict.fromkeys(cache.base_model for cache in references)
+    if len(base_models) > 1:
+        raise DreamCacheError(
+            f"The references were encoded with different base models ({' and '.join(base_models)}): encode all of them "
+            "with the model that draws."
+        )
+    return batches
+
+
+def _common_source(batches: Sequence[ReferenceBatch]) -> Source | None:
+    """The source of all of them, with all thumbnails; None if one is unknown or has other weights."""
+    sources = [batch.source for batch in batches if batch.source]
+    if len(sources) < len(batches) or len({source.weights for source in sources}) > 1:
+        return None
+    return replace(sources[0], thumbnails=tuple(image for source in sources for image in source.thumbnails))

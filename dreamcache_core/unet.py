@@ -1,0 +1,128 @@
+"""The structure of a U-Net: its base model family, and which of its transformers are cached and adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from .errors import DreamCacheError
+
+Stage = Literal["encoder", "middle", "decoder"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+DEFAULT_STAGES: tuple[Stage, ...] = ("middle", "decoder")
+Group = Literal["bottleneck", "coarse", "medium", "fine"]
+
+PIXELS_PER_LATENT = 8
+"""How many pixels of a side one latent pixel stands for, in the autoencoder of every base model here."""
+
+_STAGE_OF_PREFIX: dict[str, Stage] = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
+
+# (model_channels, context_dim) of the base models that have a name.
+_FAMILIES = {(320, 768): "SD1.x", (320, 1024): "SD2.x", (320, 2048): "SDXL", (384, 1280): "SDXL refiner"}
+
+_ADVICE = "load a checkpoint of SD1.x, SD2.x or SDXL"
+
+
+@dataclass(frozen=True)
+class TransformerLayer:
+    """One transformer of the U-Net. `name`: its LDM block name, such as `output_blocks.4.1`.
+
+    Its input is cached. Where it has several blocks (SDXL), the adapter sits on the first: the image tokens of that
+    block are the projected input, as they are in a transformer of a single block.
+    """
+
+    name: str
+    channels: int
+    heads: int
+
+    @property
+    def stage(self) -> Stage:
+        return _STAGE_OF_PREFIX[self.name.partition(".")[0]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class UNetStructure:
+    """The transformers of a U-Net in the order in which they run, and the widths that tell its base model.
+
+    `model_channels`: of its first convolution. `context_dim`: of the conditioning that it reads.
+    """
+
+    model_channels: int
+    context_dim: int
+    layers: tuple[TransformerLayer, ...]
+
+    @property
+    def base_model(self) -> str:
+        return family(self.model_channels, self.context_dim)
+
+
+def family(model_channels: int, context_dim: int) -> str:
+    """The base model family in words: `SD1.x`, `SD2.x`, `SDXL`, or a description of one without a name."""
+    name = _FAMILIES.get((model_channels, context_dim))
+    return name or f"a U-Net of {model_channels} channels and {context_dim}-wide prompts"
+
+
+def read_structure(unet: torch.nn.Module, kind: str) -> UNetStructure:
+    """Read the structure of a U-Net in the LDM layout (`input_blocks`, `middle_block`, `output_blocks`).
+
+    `kind`: name of the model's class, for the message. Raises DreamCacheError for a model without these blocks (Flux,
+    SD3) or without transformers in them, and for a video U-Net, whose transformers mix frames.
+    """
+    if not all(hasattr(unet, prefix) for prefix in _STAGE_OF_PREFIX):
+        raise DreamCacheError(f"DreamCache reads the blocks of U-Nets, and {kind} has none: {_ADVICE}.")
+    transformers: dict[str, Any] = {
+        name: module
+        for name, module in unet.named_modules()
+        if name.partition(".")[0] in _STAGE_OF_PREFIX and hasattr(module, "transformer_blocks")
+    }
+    if not transformers or any(hasattr(transformer, "time_stack") for transformer in transformers.values()):
+        raise DreamCacheError(
+            f"DreamCache works on U-Nets that draw single pictures, and {kind} is another: {_ADVICE}."
+        )
+    blocks = {name: transformer.transformer_blocks[0] for name, transformer in transformers.items()}
+    return UNetStructure(
+        model_channels=int(unet.model_channels),  # type: ignore[arg-type]
+        context_dim=next(iter(blocks.values())).attn2.to_k.in_features,
+        layers=tuple(
+            TransformerLayer(name, channels=block.attn1.to_q.in_features, heads=block.attn1.heads)
+            for name, block in blocks.items()
+        ),
+    )
+
+
+def select_layers(
+    layers: Sequence[TransformerLayer], stages: Sequence[Stage] = DEFAULT_STAGES
+) -> tuple[TransformerLayer, ...]:
+    """The layers that are cached and adapted: the middle block's, and every other one of encoder and decoder.
+
+    By default SD1.x and SD2.x give middle block 1 and output blocks 4, 6, 8, 10 (paper, section 3.2). The encoder, part
+    of the paper's ablation, gives input blocks 2, 5, 8. SDXL has fewer and deeper transformers: middle block 1, output
+    blocks 1, 3, 5, and input blocks 5 and 8.
+    """
+    selected: list[TransformerLayer] = []
+    for stage in STAGES:
+        if stage in stages:
+            in_stage = [layer for layer in layers if layer.stage == stage]
+            selected += in_stage if stage == "middle" else in_stage[1::2]
+    return tuple(selected)
+
+
+def group_of(layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> Group:
+    """The resolution group of a layer: the middle block is the bottleneck; among the others, the widest are coarse, the
+    narrowest fine, and those between medium.
+
+    `layers`: all cached layers of the same U-Net; a U-Net is narrower where its resolution is higher. In the decoder of
+    SD1.x and SD2.x, output block 4 is coarse, 6 and 8 are medium, 10 is fine. In SDXL's, 1 is coarse, 3 and 5 fine.
+    """
+    if layer.stage == "middle":
+        return "bottleneck"
+    widths = [other.channels for other in layers if other.stage != "middle"]
+    if layer.channels == min(widths):
+        return "fine"
+    return "coarse" if layer.channels == max(widths) else "medium"

@@ -1,0 +1,1 @@
+"""All that touches ComfyUI: its models, memory management, folders, server and command line."""

@@ -1,0 +1,52 @@
+"""The base model in the graph: its structure, its weights, and whether the parts of its checkpoint belong together."""
+
+from __future__ import annotations
+
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+
+from ...dreamcache_core.adapter.provenance import hash_weights
+from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.reference.cache import Source
+from ...dreamcache_core.unet import UNetStructure, read_structure
+
+
+def structure_of(model: ModelPatcher) -> UNetStructure:
+    """The structure of a MODEL's U-Net. Raises DreamCacheError for a model that DreamCache doesn't work on."""
+    return read_structure(model.model.diffusion_model, type(model.model).__name__)
+
+
+def weights_of(model: ModelPatcher) -> Source:
+    """The weights of a MODEL's U-Net: those of its file, and whether LoRAs or other patches are on them."""
+    weights = model.get_key_patches("diffusion_model.")
+    return Source(
+        base_hash=hash_weights({name: versions[0][0] for name, versions in weights.items()}),
+        patched=any(len(versions) > 1 for versions in weights.values()),
+    )
+
+
+def check_clip(clip: comfy.sd.CLIP | None) -> None:
+    """Raise DreamCacheError if there is no CLIP."""
+    if clip is None:
+        raise DreamCacheError("The CLIP is missing: the checkpoint has none, so load one with Load CLIP.")
+
+
+def check_prompt_width(width: int, structure: UNetStructure) -> None:
+    """Raise DreamCacheError unless the U-Net reads prompts of this width. `width`: channels of an encoded prompt."""
+    if width != structure.context_dim:
+        raise DreamCacheError(
+            f"The CLIP makes prompts {width} wide and the model reads {structure.context_dim}: connect the CLIP of the "
+            "model's own checkpoint."
+        )
+
+
+def check_vae(vae: comfy.sd.VAE | None, model: ModelPatcher) -> None:
+    """Raise DreamCacheError unless there is a VAE whose latents the model reads."""
+    if vae is None:
+        raise DreamCacheError("The VAE is missing: the checkpoint has none, so load one with Load VAE.")
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != channels:
+        raise DreamCacheError(
+            f"The VAE makes latents of {vae.latent_channels} channels and the model reads {channels}: connect the VAE "
+            "of the model's own checkpoint."
+        )

@@ -1,0 +1,170 @@
+"""Samples: what a person at the graph would draw with a model, an adapter and a reference, drawn without a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+
+from ...dreamcache_core.adapter.network import Adapter
+from ...dreamcache_core.figures.contact_sheet import contact_sheet
+from ...dreamcache_core.io.images import to_image
+from ...dreamcache_core.reference.cache import ReferenceCache
+from ...dreamcache_core.training.triplets import Triplets
+from ...dreamcache_core.unet import PIXELS_PER_LATENT
+from .patching.apply import inject
+from .patching.injection import Injection, wrap_for_sampling
+from .reference import encode_reference
+
+OF_TRIPLETS = 4
+"""How many samples are drawn of a training's own triplets."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What KSampler, Empty Latent Image and Apply DreamCache are given. `resolution`: side of pictures, and of
+    references as the model reads them. `seed`: of each sample, so that it is the same whatever others are drawn with
+    it.
+    """
+
+    seed: int = 0
+    steps: int = 20
+    cfg: float = 7.0
+    resolution: int = 512
+    negative: str = ""
+    sampler: str = "euler"
+    scheduler: str = "normal"
+    strength: float = 1.0
+    image_guidance: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    denoise: float = 1.0
+
+    def inject(self, model: ModelPatcher, adapter: ModelPatcher, cache: ReferenceCache, **how: Any) -> ModelPatcher:
+        """What Apply DreamCache gives. `how`: what else an Injection has."""
+        injection = Injection(
+            adapter,
+            cache,
+            strength=self.strength,
+            start_percent=self.start_percent,
+            end_percent=self.end_percent,
+            image_guidance=self.image_guidance,
+            **how,
+        )
+        return inject(model, injection)
+
+
+def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
+    """`prompts`, or of some triplets their own if all are empty; and a reference of these triplets for each, as
+    `draw_samples` takes them.
+    """
+    numbers = range(0, len(triplets), math.ceil(len(triplets) / OF_TRIPLETS))
+    plain = [triplets.plain(number, resolution) for number in numbers]
+    chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
+    return chosen, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(chosen))]
+
+
+@torch.no_grad()
+def draw_samples(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    adapter: ModelPatcher,
+    prompts: Sequence[str],
+    references: Sequence[torch.Tensor | None],
+    settings: SampleSettings,
+) -> Iterator[torch.Tensor]:
+    """A picture of each prompt with the reference of its number: (height, width, 3), float32, 0…1, on the CPU.
+
+    `adapter`: as Adapter Loader or wrap_for_sampling gives it. `references`: (height, width, 3), 0…1; None
+    draws what the model draws without one. A training whose U-Net this is must load it again before its next step.
+    """
+    side = settings.resolution
+    channels = model.get_model_object("latent_format").latent_channels
+    latent = torch.zeros(
+        1,
+        channels,
+        side // PIXELS_PER_LATENT,
+        side // PIXELS_PER_LATENT,
+        device=comfy.model_management.intermediate_device(),
+    )
+    negative = _encode(clip, settings.negative)
+    for prompt, reference in zip(prompts, references, strict=True):
+        reading = model
+        if reference is not None:
+            cache = encode_reference(model, vae, clip, reference.unsqueeze(0), resolution=side)
+            reading = settings.inject(model, adapter, cache)
+        yield draw(reading, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
+
+
+def draw(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    positive: list,
+    negative: list,
+    latent: Mapping[str, Any],
+    settings: SampleSettings,
+    callback: Callable | None = None,
+) -> torch.Tensor:
+    """What KSampler and VAE Decode give: (batch, height, width, 3), float32, 0…1, on the CPU.
+
+    `latent`: a LATENT. `callback`: called after each step, with its number first.
+    """
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    samples = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index")),
+        settings.steps,
+        settings.cfg,
+        settings.sampler,
+        settings.scheduler,
+        positive,
+        negative,
+        samples,
+        denoise=settings.denoise,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=True,
+        seed=settings.seed,
+    )
+    return vae.decode(samples).float().cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSheet:
+    """A contact sheet of the same samples whenever it is drawn. Arguments as of `draw_samples`."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    prompts: Sequence[str]
+    references: Sequence[torch.Tensor]
+    settings: SampleSettings
+
+    def draw(self, adapter: Adapter, label: str) -> Image.Image:
+        """With an adapter in training. `label`: of its column."""
+        drawn = draw_samples(
+            self.model,
+            self.clip,
+            self.vae,
+            wrap_for_sampling(adapter),
+            self.prompts,
+            self.references,
+            self.settings,
+        )
+        rows = [
+            (to_image(reference), to_image(sample)) for reference, sample in zip(self.references, drawn, strict=True)
+        ]
+        return contact_sheet(rows, self.prompts, ["reference", label])
+
+
+def _encode(clip: comfy.sd.CLIP, prompt: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

@@ -1,0 +1,81 @@
+"""Image guidance: the third term of guidance, which pushes towards the reference (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import uuid5
+
+import comfy.samplers
+import torch
+
+from ....dreamcache_core.adapter.strengths import CONSTANT, Curve
+from .injection import Injection
+from .options import KEY, RUN_KEY, Options, with_options
+from .run_state import RunState, active_injections, run_state
+
+
+def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
+    """A post-CFG function that adds the third term of guidance for one injection. The other two contain it with a scale
+    of 1 already, so it adds
+
+        (s_image - 1) · (D(reference, prompt) - D(no reference, prompt))
+
+    in denoised latents D, for the negative prompt; if that doesn't attend to the reference, for the positive.
+    """
+    model_options = args["model_options"]
+    run = run_state(model_options["transformer_options"])
+    scale = run.image_guidance.get(injection, 1)
+    if scale == 1:
+        return args["denoised"]
+    row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
+    without = replace(run, inactive=run.inactive | {injection})
+    (prediction,) = comfy.samplers.calc_cond_batch(
+        args["model"], [args[row]], args["input"], args["sigma"], with_options(model_options, {RUN_KEY: without})
+    )
+    return args["denoised"] + (scale - 1) * (args[f"{row}_denoised"] - prediction)
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """Samples with the three terms of the paper's guidance, in one batch if memory allows:
+
+        D(no reference, negative) + cfg · (D(reference, positive) - D(reference, negative))
+                                  + s_image · (D(reference, negative) - D(no reference, negative))
+
+    in denoised latents D. `reference` stands for all that the model attends to; the injections' own image guidance is
+    ignored. If the negative prompt attends to none, the positive prompt replaces it in the third term. Without a
+    reference, or where s_image is 1, this is CFG.
+    """
+
+    image_guidance: float = 1.0
+    guidance_curve: Curve = CONSTANT
+
+    def predict_noise(
+        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Options | None = None, seed: int | None = None
+    ) -> torch.Tensor:
+        model_options = model_options or {}
+        options = model_options["transformer_options"]
+        run, active = run_state(options), active_injections(options)
+        scale = image_guidance_at(self, run, timestep) if active else 1
+        if scale == 1:
+            return super().predict_noise(x, timestep, model_options, seed)
+        conds = [self.conds["positive"], self.conds["negative"]]
+        row = int(any(injection.rows != "conditioned" for injection in active))
+        # The same new UUIDs at each step, because other nodes keep state by them.
+        without = [{**cond, "uuid": uuid5(cond["uuid"], KEY)} for cond in conds[row]]
+        attending = replace(run, without_reference=frozenset(cond["uuid"] for cond in without))
+        *predictions, prediction_without = comfy.samplers.calc_cond_batch(
+            self.inner_model, [*conds, without], x, timestep, with_options(model_options, {RUN_KEY: attending})
+        )
+        evaluated = {"sampler_calc_cond_batch_function": lambda _: predictions, "disable_cfg1_optimization": True}
+        guided = super().predict_noise(x, timestep, {**model_options, **evaluated}, seed)
+        return guided + (scale - 1) * (predictions[row] - prediction_without)
+
+
+def image_guidance_at(guided: Injection | Guider, run: RunState, sigma: torch.Tensor) -> float:
+    """s_image of an injection or a guider. If it follows a curve, the step waits for its sigma, because the value
+    decides what is evaluated.
+    """
+    scale, curve = guided.image_guidance, guided.guidance_curve
+    if scale == 1 or curve not in run.curves:
+        return scale
+    return 1 + (scale - 1) * float(run.curves[curve].at(sigma.max()))

@@ -1,0 +1,137 @@
+"""The state of a sampling run: what the injections need to know of it, and what they keep until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+import numpy as np
+import torch
+
+from ....dreamcache_core.adapter.network import Attention
+from ....dreamcache_core.adapter.strengths import Curve, at_progress
+from ....dreamcache_core.reference.masks import resize_mask
+from .injection import Injection
+from .options import KEY, RUN_KEY, Options
+from .recording import Recording
+
+# How many points of a curve over sampling are looked up.
+_CURVE_POINTS = 257
+
+
+@dataclass(frozen=True, eq=False)
+class CurveBySigma:
+    """The factors of a curve by sigma, on the sampler's device, so that no step waits to transfer its sigma.
+
+    `factors`: (points,), from the end of sampling to its start. `borders`: (points - 1,), the sigmas between them,
+    rising.
+    """
+
+    factors: torch.Tensor
+    borders: torch.Tensor
+
+    @classmethod
+    def of(cls, curve: Curve, sampling: Any, device: torch.device) -> CurveBySigma:
+        """`sampling`: the model's `model_sampling`."""
+        progress = np.linspace(1, 0, _CURVE_POINTS)
+        # ComfyUI's sigmas of exactly 0 % and 100 % lie outside of every schedule.
+        sigmas = torch.tensor([sampling.percent_to_sigma(float(done)) for done in progress.clip(1e-6, 1 - 1e-6)])
+        factors = torch.tensor(at_progress(curve, progress), dtype=torch.float32)
+        return cls(factors.to(device), ((sigmas[1:] + sigmas[:-1]) / 2).to(device))
+
+    def at(self, sigma: torch.Tensor) -> torch.Tensor:
+        return self.factors[torch.searchsorted(self.borders, sigma)]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedKeysValues:
+    """The keys and values of a reference cache at one adapter layer: (rows, tokens, channels) each.
+
+    `bias`: added to the attention logits, (rows, 1, tokens), or None.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class AttentionObserver(Protocol):
+    """Something that looks on while image tokens attend to a reference."""
+
+    def observe(
+        self,
+        attention: Attention,
+        injection: Injection,
+        layer: str,
+        bias: torch.Tensor | None,
+        rows: slice,
+        x: torch.Tensor,
+        options: Options,
+    ) -> Attention:
+        """The same attention function, observed. `x`: image tokens of all rows; `rows`: those that attend."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """The state of one sampling run, and of the evaluation of the model that takes place in it.
+
+    Of the run:
+    `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of the
+    prompts that have an area. `latent_size`: (height, width). `curves`: by sigma. `ranges`: smallest and largest sigma
+    of the injections that are active in a part of sampling only. `keys_values`, `regions`: what layers have computed
+    from reference caches and masks, kept until the run ends.
+
+    Of the evaluation:
+    `inactive`: injections that have no part in it. `without_reference`: prompts whose rows attend to no reference.
+    `image_guidance`: s_image of each injection. `recording`: where recorders put features. `observer`: of attention.
+    """
+
+    conditioned: frozenset[UUID] = frozenset()
+    areas: Mapping[UUID, tuple[int, int, int, int]] = field(default_factory=dict)
+    latent_size: tuple[int, int] = (0, 0)
+    curves: Mapping[Curve, CurveBySigma] = field(default_factory=dict)
+    ranges: Mapping[Injection, tuple[float, float]] = field(default_factory=dict)
+    keys_values: dict[tuple[Any, ...], CachedKeysValues] = field(default_factory=dict)
+    regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    inactive: frozenset[Injection] = frozenset()
+    without_reference: frozenset[UUID] = frozenset()
+    image_guidance: Mapping[Injection, float] = field(default_factory=dict)
+    recording: Recording | None = None
+    observer: AttentionObserver | None = None
+
+    def attends(self, injection: Injection, prompt: UUID) -> bool:
+        """Whether the rows of a prompt attend to the injection's reference."""
+        if prompt in self.without_reference:
+            return False
+        return injection.rows == "both" or (prompt in self.conditioned) == (injection.rows == "conditioned")
+
+    def region(self, mask: torch.Tensor, x: torch.Tensor, options: Options) -> torch.Tensor:
+        """A region as a factor of image tokens `x`: (batch, tokens, 1). A prompt with an area gets that part of it."""
+        size = tuple(options["activations_shape"][-2:])
+        areas = tuple(self.areas.get(uuid) for uuid in options["uuids"])
+        key = (id(mask), areas, size, len(x), x.device, x.dtype)
+        if key not in self.regions:
+            mask = mask.to(x.device)
+            rows = []
+            for area in areas:
+                part = mask
+                if area:
+                    height, width, top, left = area
+                    part = resize_mask(mask, *self.latent_size)[:, top : top + height, left : left + width]
+                rows.append(resize_mask(part, *size).expand(len(x) // len(areas), -1, -1))
+            self.regions[key] = torch.cat(rows).flatten(1).unsqueeze(-1).to(x)
+        return self.regions[key]
+
+
+def run_state(options: Options) -> RunState:
+    """The RunState in transformer_options; where there is none, one in which every injection is active."""
+    return options.get(RUN_KEY) or RunState()
+
+
+def active_injections(options: Options) -> tuple[Injection, ...]:
+    """The injections that have a part in this evaluation."""
+    inactive = run_state(options).inactive
+    return tuple(injection for injection in options.get(KEY, ()) if injection not in inactive)

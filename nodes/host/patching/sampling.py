@@ -1,0 +1,109 @@
+"""Sampling with injections: each run gets a RunState, and each step decides which injections are active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from ....dreamcache_core.adapter.strengths import CONSTANT
+from ....dreamcache_core.errors import DreamCacheError
+from .guidance import Guider, image_guidance_at
+from .injection import Injection
+from .options import KEY, RUN_KEY, Options, with_options
+from .run_state import CurveBySigma, active_injections, run_state
+
+
+def begin_run(
+    executor: Callable,
+    guider: Any,
+    sigmas: torch.Tensor,
+    extra_args: Options,
+    callback: Callable,
+    noise: torch.Tensor,
+    *args,
+    **kwargs,
+):
+    """A wrapper around the sampler (WrappersMP.SAMPLER_SAMPLE)."""
+    model_options = extra_args["model_options"]
+    options = model_options["transformer_options"]
+    injections: tuple[Injection, ...] = options.get(KEY, ())
+    for injection in injections:
+        _check_batch(injection, len(noise))
+    conditioned, areas = set(), {}
+    for name, conds in guider.conds.items():
+        for cond in conds:
+            if "negative" in name:
+                # A UUID of its own: where a positive prompt has an area, ComfyUI copied it here with its UUID.
+                cond["uuid"] = uuid4()
+            else:
+                conditioned.add(cond["uuid"])
+            if "area" in cond:
+                areas[cond["uuid"]] = tuple(cond["area"])
+    sampling = guider.inner_model.model_sampling
+    curves = {curve for one in injections for curve in (one.strengths.curve, one.guidance_curve)}
+    if isinstance(guider, Guider):
+        curves.add(guider.guidance_curve)
+    run = replace(
+        run_state(options),
+        conditioned=frozenset(conditioned),
+        areas=areas,
+        latent_size=(noise.shape[-2], noise.shape[-1]),
+        curves={curve: CurveBySigma.of(curve, sampling, noise.device) for curve in curves - {CONSTANT}},
+        ranges={
+            injection: tuple(map(sampling.percent_to_sigma, (injection.end_percent, injection.start_percent)))
+            for injection in injections
+            if (injection.start_percent, injection.end_percent) != (0, 1)
+        },
+        keys_values={},
+        regions={},
+    )
+    extra_args = {**extra_args, "model_options": with_options(model_options, {RUN_KEY: run})}
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+
+def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
+    """A wrapper around each step's prediction (WrappersMP.PREDICT_NOISE)."""
+    guider, options = executor.class_obj, model_options["transformer_options"]
+    run = run_state(options)
+    if run.ranges:
+        # The host waits for the device here, once a step, as ComfyUI does for a prompt that has a range.
+        sigma = float(timestep.max())
+        out_of_range = {one for one, (least, largest) in run.ranges.items() if not least <= sigma <= largest}
+        run = replace(run, inactive=frozenset(out_of_range))
+    scales = {}
+    if not isinstance(guider, Guider):  # It has a scale of its own for all injections.
+        active = active_injections({**options, RUN_KEY: run})
+        scales = {injection: image_guidance_at(injection, run, timestep) for injection in active}
+    model_options = with_options(model_options, {RUN_KEY: replace(run, image_guidance=scales)})
+    if any(scale != 1 and injection.rows != "conditioned" for injection, scale in scales.items()):
+        # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
+        model_options["disable_cfg1_optimization"] = True
+    with _without_compiling():
+        return executor(x, timestep, model_options, *args)
+
+
+def _check_batch(injection: Injection, latents: int) -> None:
+    region, references = injection.region, len(injection.cache)
+    if region is not None and len(region) not in (1, latents):
+        raise DreamCacheError(
+            f"The region of Apply DreamCache holds {len(region)} masks and the batch {latents} latents: connect one "
+            "mask for all, or one for each latent."
+        )
+    if injection.cache.per_latent and references != latents:
+        raise DreamCacheError(
+            f"There are {references} references, one for each latent, and {latents} latents in the batch: make as many "
+            "of each, or set mode to concatenate in DreamCache Combine References."
+        )
+
+
+def _without_compiling() -> AbstractContextManager:
+    """Disables compiled graphs: ComfyUI reuses one whatever transformer_options say, which would sample with the
+    references of an earlier run, or with none.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    return set_stance("force_eager") if set_stance else nullcontext()

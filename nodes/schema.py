@@ -1,0 +1,54 @@
+"""What the schemas of nodes share: io types, categories and inputs. Their names are in saved workflows."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import folder_paths
+from comfy_api.latest import io
+
+from .host.folders import ADAPTERS
+from .host.patching.injection import Rows
+
+CATEGORY = "DreamCache"
+TRAINING_CATEGORY = "DreamCache/training"
+
+ReferenceCacheType = io.Custom("DREAMCACHE_REFERENCE_CACHE")
+StrengthsType = io.Custom("DREAMCACHE_STRENGTHS")
+AdapterType = io.Custom("DREAMCACHE_ADAPTER")
+# ComfyUI's own type, which older versions don't have.
+CurveType = io.Custom("CURVE")
+
+
+def adapter_name_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "adapter_name",
+        options=folder_paths.get_filename_list(ADAPTERS),
+        tooltip="A file of models/dreamcache, trained for the family of your model.",
+    )
+
+
+def strength_input() -> io.Float.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=2.0,
+        step=0.05,
+        tooltip="How much of the reference enters. At 0 the model is as it was.",
+    )
+
+
+def rows_input(tooltip: str, *, optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "rows", options=list(get_args(Rows)), default="both", optional=optional, tooltip=tooltip, advanced=True
+    )
+
+
+def guidance_curve_input() -> io.Input:
+    return StrengthsType.Input(
+        "guidance_curve",
+        optional=True,
+        tooltip="From DreamCache Strengths, whose curve image_guidance follows: where that is 0 there is none, and it "
+        "costs nothing. Factors of layers count for strengths only.",
+    )
