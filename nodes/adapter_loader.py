@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..dreamcache_core.adapter.file import load_adapter
 from .host.folders import ADAPTERS, no_such_file
 from .host.patching.injection import wrap_for_sampling
-from .schema import CATEGORY, AdapterType, adapter_name_input
+from .schema import CATEGORY, SELF_ATTENTION, AdapterType, adapter_name_input
 
 
 class DreamCacheAdapterLoader(io.ComfyNode):
@@ -37,18 +37,20 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, adapter_name: str) -> bool | str:
-        if folder_paths.get_full_path(ADAPTERS, adapter_name):
+        if adapter_name in SELF_ATTENTION or folder_paths.get_full_path(ADAPTERS, adapter_name):
             return True
         return no_such_file(ADAPTERS, adapter_name, "adapter")
 
     @classmethod
     @override
     def fingerprint_inputs(cls, adapter_name: str) -> float:
-        return _path(adapter_name).stat().st_mtime
+        return 0.0 if adapter_name in SELF_ATTENTION else _path(adapter_name).stat().st_mtime
 
     @classmethod
     @override
     def execute(cls, adapter_name: str) -> io.NodeOutput:
+        if adapter_name in SELF_ATTENTION:
+            return io.NodeOutput(SELF_ATTENTION[adapter_name], SELF_ATTENTION[adapter_name].description)
         file = load_adapter(_path(adapter_name))
         return io.NodeOutput(wrap_for_sampling(file.adapter), file.description)
 

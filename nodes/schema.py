@@ -7,6 +7,7 @@ from typing import get_args
 import folder_paths
 from comfy_api.latest import io
 
+from ..dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from .host.folders import ADAPTERS
 from .host.patching.injection import Rows
 
@@ -20,11 +21,19 @@ AdapterType = io.Custom("DREAMCACHE_ADAPTER")
 CurveType = io.Custom("CURVE")
 
 
+SELF_ATTENTION = {
+    "none (the model's own attention)": SelfAttentionAdapter(),
+    "none (the model's own attention, all layers)": SelfAttentionAdapter(all_layers=True),
+}
+"""The entries of adapter lists that need no file. These names are in saved workflows."""
+
+
 def adapter_name_input() -> io.Combo.Input:
     return io.Combo.Input(
         "adapter_name",
-        options=folder_paths.get_filename_list(ADAPTERS),
-        tooltip="A file of models/dreamcache, trained for the family of your model.",
+        options=[*SELF_ATTENTION, *folder_paths.get_filename_list(ADAPTERS)],
+        tooltip="A file of models/dreamcache, trained for the family of your model. Without one, choose none: the "
+        "model's own attention uses the reference, with any checkpoint of SD1.x, SD2.x or SDXL.",
     )
 
 
