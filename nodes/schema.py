@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
-import folder_paths
 from comfy_api.latest import io
 
-from ..dreamcache_core.adapter.self_attention import SelfAttentionAdapter
-from .host.folders import ADAPTERS
+from .host.adapters import adapter_names
 from .host.patching.injection import Rows
 
 CATEGORY = "DreamCache"
@@ -21,17 +19,10 @@ AdapterType = io.Custom("DREAMCACHE_ADAPTER")
 CurveType = io.Custom("CURVE")
 
 
-SELF_ATTENTION = {
-    "none (the model's own attention)": SelfAttentionAdapter(),
-    "none (the model's own attention, all layers)": SelfAttentionAdapter(all_layers=True),
-}
-"""The entries of adapter lists that need no file. These names are in saved workflows."""
-
-
 def adapter_name_input() -> io.Combo.Input:
     return io.Combo.Input(
         "adapter_name",
-        options=[*SELF_ATTENTION, *folder_paths.get_filename_list(ADAPTERS)],
+        options=adapter_names(),
         tooltip="A file of models/dreamcache, trained for the family of your model. Without one, choose none: the "
         "model's own attention uses the reference, with any checkpoint of SD1.x, SD2.x or SDXL.",
     )

@@ -25,11 +25,13 @@ from .network import Attention, attend
 class SelfAttentionAdapter:
     """The choice to use a model's own self-attention, whatever the model.
 
-    `all_layers`: in every transformer of the U-Net, not only in those that DreamCache adapts. `layers`: those of the
-    model that it is applied to, empty before.
+    `all_layers`: in every transformer of the U-Net, not only in those that DreamCache adapts. `reuse_within`: how near
+    cached features must be to a step's noise level, in logarithms of sigma; one of 1,000 timesteps is 0.006 away from
+    the next. `layers`: those of the model that it is applied to, empty before.
     """
 
     all_layers: bool = False
+    reuse_within: float = 1e-3
     layers: tuple[TransformerLayer, ...] = ()
 
     @property

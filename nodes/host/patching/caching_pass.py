@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from ....dreamcache_core.reference.cache import CachingInput, ReferenceBatch, ReferenceCache, Source
 from ....dreamcache_core.unet import STAGES, TransformerLayer, select_layers
 from ..base_model import structure_of
@@ -19,9 +20,6 @@ from .recording import Features, recording
 
 TIMESTEPS = 1000
 """The number of timesteps that every base model was trained with, whatever schedule samples it."""
-# How near a cached noise level must be to serve a step, in logarithms of sigma. One of 1,000 timesteps is 0.006 away
-# from the next.
-REUSE_WITHIN = 1e-3
 
 
 def record_references(
@@ -63,19 +61,17 @@ def record_references(
     return ReferenceCache((batch,))
 
 
-def cache_noise_level(
-    guider: Any, cache: ReferenceCache, layers: Sequence[TransformerLayer], sigma: float, within: float = REUSE_WITHIN
-) -> None:
+def cache_noise_level(guider: Any, cache: ReferenceCache, adapter: SelfAttentionAdapter, sigma: float) -> None:
     """Run the caching passes that a step lacks, in the middle of a sampling run, and keep their features in the cache.
 
-    `guider`: of the run. `within`: how near a cached noise level must be to serve, in logarithms of sigma.
+    `guider`: of the run.
     """
-    weights, names = weights_key(guider.model_patcher), frozenset(layer.name for layer in layers)
+    weights, names = weights_key(guider.model_patcher), frozenset(layer.name for layer in adapter.layers)
     for batch in cache.batches:
         for encoded in batch.encoded:
-            if not encoded.noise_levels.covers(sigma, weights, names, within):
+            if not encoded.noise_levels.covers(sigma, weights, names, adapter.reuse_within):
                 assert encoded.caching_input  # Applying the adapter has checked it.
-                features = _features_at(guider.inner_model, encoded.caching_input, layers, sigma)
+                features = _features_at(guider.inner_model, encoded.caching_input, adapter.layers, sigma)
                 encoded.noise_levels.add(sigma, weights, features)
 
 

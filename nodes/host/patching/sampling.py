@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import torch
 
+from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from ....dreamcache_core.adapter.strengths import CONSTANT
 from ....dreamcache_core.errors import DreamCacheError
 from .caching_pass import cache_noise_level, weights_key
@@ -78,11 +79,12 @@ def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_opt
         out_of_range = {one for one, (least, largest) in run.ranges.items() if not least <= sigma <= largest}
         run = replace(run, inactive=frozenset(out_of_range))
     active = active_injections({**options, RUN_KEY: run})
-    if any(injection.uses_noise_levels for injection in active):
-        run = replace(run, sigma=float(timestep.max()))
-        for injection in active:
-            if injection.uses_noise_levels:
-                cache_noise_level(guider, injection.cache, injection.layers, run.sigma)
+    own_attention = [one for one in active if isinstance(one.adapter, SelfAttentionAdapter)]
+    if own_attention:
+        sigma = float(timestep.max())
+        run = replace(run, sigma=sigma)
+        for injection in own_attention:
+            cache_noise_level(guider, injection.cache, injection.adapter, sigma)
     scales = {}
     if not isinstance(guider, Guider):  # It has a scale of its own for all injections.
         scales = {injection: image_guidance_at(injection, run, timestep) for injection in active}
