@@ -26,7 +26,7 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching import blocks
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.attention_probe import probe_attention
-from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.caching_pass import record_references, weights_key
 from dreamcache.nodes.host.patching.injection import Injection
 from graph import difference
 from miniature import models
@@ -150,12 +150,12 @@ def test_fewer_noise_levels_are_nearly_the_same(setting: Setting) -> None:
     exact = setting.sample(setting.injected(cache), steps=steps)
     effect = difference(exact, setting.sample(setting.model, steps=steps))
     (batch,) = cache.batches
-    sigmas = [sigma for _, sigma in batch.noise_levels._levels]
+    weights = weights_key(setting.model)
     off = []
     for kept in (10, 5, 2, 1):
         few = NoiseLevels()
-        for sigma in sigmas[:: 10 // kept]:
-            few.add(sigma, setting.model.patches_uuid, batch.noise_levels._levels[setting.model.patches_uuid, sigma])
+        for sigma in batch.noise_levels.sigmas(weights)[:: 10 // kept]:
+            few.add(sigma, weights, batch.noise_levels.nearest(sigma, weights))
         nearest = SelfAttentionAdapter(reuse_within=math.inf)
         approximate = ReferenceCache((replace(batch, noise_levels=few),))
         off.append(difference(setting.sample(setting.injected(approximate, nearest), steps=steps), exact) / effect)

@@ -31,8 +31,8 @@ def attention_maps(
     region: torch.Tensor,
     kept: Sequence[torch.Tensor],
     bias: torch.Tensor | None = None,
-    own_key: torch.Tensor | None = None,
     at_once: int = 2**24,
+    own_key: torch.Tensor | None = None,
 ) -> list[AttentionMap]:
     """A map of each reference that a layer reads.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import PatcherInjection
+from torch.utils.hooks import RemovableHandle
 
 from ....dreamcache_core.adapter.network import AdapterLayer, Attention
 from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter, SelfAttentionLayer
@@ -19,34 +19,51 @@ from .options import Options
 from .run_state import CachedKeysValues, RunState, active_injections, run_state
 
 
-def patch_blocks(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> None:
-    """Let the first block of these transformers attend to whatever references its options name."""
-    for layer in layers:
-        name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
-        forward = model.get_model_object(name)
-        if not isinstance(forward, _InjectedForward):
+class BlockHooks:
+    """Lets the first block of adapted transformers attend to the references that its options name, while a model is
+    loaded.
+
+    Hooks work whatever other nodes put in place of a block's forward, in whatever order, and leave it alone.
+    """
+
+    def __init__(self, layers: tuple[TransformerLayer, ...]) -> None:
+        self._layers = layers
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def injection(self) -> PatcherInjection:
+        """Puts the hooks on a network and takes them off again, as ComfyUI loads and unloads it."""
+        return PatcherInjection(self._put_on, self._take_off)
+
+    def _put_on(self, model: ModelPatcher) -> None:
+        self._take_off(model)
+        for layer in self._layers:
             transformer = model.get_model_object(f"diffusion_model.{layer.name}")
-            model.add_object_patch(name, _InjectedForward(forward, layer.name, transformer))
+            hook = partial(_attend_too, layer.name, transformer)
+            self._handles.append(transformer.transformer_blocks[0].register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _take_off(self, _: ModelPatcher) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
 
-@dataclass(frozen=True, eq=False)
-class _InjectedForward:
-    """The forward of an adapted transformer's first block; the block's own where nothing is injected."""
-
-    forward: Callable
-    layer: str
-    transformer: torch.nn.Module
-
-    def __call__(self, x: torch.Tensor, context: Any = None, transformer_options: Options | None = None):
-        options = transformer_options or {}
-        injections = [injection for injection in active_injections(options) if injection.strength_at(self.layer)]
-        if not injections:
-            return self.forward(x, context=context, transformer_options=options)
-        # Last of all patches of the self-attention, so that those which rearrange its tokens have put them back.
-        patches = options.get("patches", {})
-        patch = partial(_add_references, self.layer, self.transformer, injections, x, _is_patched(options))
-        patches = {**patches, "attn1_output_patch": [*patches.get("attn1_output_patch", ()), patch]}
-        return self.forward(x, context=context, transformer_options={**options, "patches": patches})
+def _attend_too(
+    layer: str, transformer: torch.nn.Module, _: torch.nn.Module, args: tuple[Any, ...], arguments: Options
+) -> tuple[tuple[Any, ...], Options] | None:
+    """A forward pre-hook of a block: adds the references' change as the last of all patches of its self-attention."""
+    options = arguments.get("transformer_options") or {}
+    injections = [injection for injection in active_injections(options) if injection.strength_at(layer)]
+    if not injections:
+        return None
+    patches = options.get("patches", {})
+    others = patches.get("attn1_output_patch", ())
+    if any(isinstance(patch, partial) and patch.func is _add_references for patch in others):
+        return None  # Hooks of another clone of this model have done it.
+    patch = partial(_add_references, layer, transformer, injections, args[0], _is_patched(options))
+    # Last, so that patches which rearrange the self-attention's tokens have put them back.
+    patches = {**patches, "attn1_output_patch": [*others, patch]}
+    return args, {**arguments, "transformer_options": {**options, "patches": patches}}
 
 
 def _is_patched(options: Options) -> bool:
