@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.adapter.file import load_adapter
-from .host.folders import ADAPTERS, no_such_file
+from .host.folders import ADAPTERS, missing_file_message
 from .host.patching.injection import wrap_for_sampling
 from .schema import CATEGORY, AdapterType, adapter_name_input
 
@@ -39,7 +39,7 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     def validate_inputs(cls, adapter_name: str) -> bool | str:
         if folder_paths.get_full_path(ADAPTERS, adapter_name):
             return True
-        return no_such_file(ADAPTERS, adapter_name, "adapter")
+        return missing_file_message(ADAPTERS, adapter_name, "adapter")
 
     @classmethod
     @override

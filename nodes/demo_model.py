@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..dreamcache_core.adapter.file import load_adapter
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.evaluation.subjects import load_picture
+from ..dreamcache_core.evaluation.subjects import load_masked_image
 from ..dreamcache_core.io.tensor_file import Header, read_header, read_tensors
 from .host.demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
 from .host.patching.injection import wrap_for_sampling
@@ -53,7 +53,7 @@ class DreamCacheDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         networks = load_networks()
         adapter = wrap_for_sampling(_read(FOLDER / ADAPTER_FILE, load_adapter).adapter)
-        subject = _read(FOLDER / SUBJECT_FILE, load_picture)
+        subject = _read(FOLDER / SUBJECT_FILE, load_masked_image)
         assert subject.mask is not None  # It lies beside the picture.
         pictures = subject.image.unsqueeze(0), subject.mask.unsqueeze(0)
         return io.NodeOutput(networks.model, networks.clip, networks.vae, adapter, *pictures)

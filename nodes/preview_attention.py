@@ -18,7 +18,7 @@ from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.image import resize_to_area
 from ..dreamcache_core.unet import group_of
 from .host.base_model import check_vae
-from .host.inputs import as_region, check_masks, in_colours
+from .host.inputs import as_region, check_masks, to_rgb
 from .host.patching.attention_probe import AttentionProbe, probe_attention
 from .host.patching.injection import injections_on
 from .schema import CATEGORY
@@ -108,7 +108,7 @@ class DreamCachePreviewAttention(io.ComfyNode):
         if not len(image):
             raise DreamCacheError("The image batch is empty, so there is nothing to look at: connect a picture.")
         check_vae(vae, model)
-        image = resize_to_area(in_colours(image), 0)
+        image = resize_to_area(to_rgb(image), 0)
         latent = vae.encode(image)
         noise = comfy.sample.prepare_noise(latent, seed)
         region = as_region(region)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.figures.comparison import compare, read_values
+from dreamcache.dreamcache_core.figures.comparison import compare, parse_values
 from dreamcache.dreamcache_core.io.images import to_tensor
 from graph import Scene, failure
 from PIL import Image
@@ -31,7 +31,7 @@ def test_columns_have_the_first_setting_with_several_values_and_rows_all_combina
 @pytest.mark.parametrize("text", ["", "a lot", "0, 3", "1 -1", "0.5"])
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises(DreamCacheError, match="whole numbers from 0 to 2"):
-        read_values("seed", text, 0, 2, whole=True)
+        parse_values("seed", text, 0, 2, whole=True)
 
 
 def test_every_place_holds_what_apply_dreamcache_draws_with_its_settings(server: ComfyUIServer) -> None:

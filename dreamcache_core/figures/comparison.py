@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DreamCacheError
-from ..io.numbers import read_numbers
+from ..io.numbers import parse_numbers
 
 Settings = dict[str, float]
 
 
-def read_values(name: str, text: str, low: float, high: float, whole: bool = False) -> tuple[float, ...]:
+def parse_values(name: str, text: str, low: float, high: float, whole: bool = False) -> tuple[float, ...]:
     """The values of a setting from a list such as `0, 0.5, 1`, each once.
 
     `name`: of the setting, for the message. `whole`: whether it has whole numbers only.
     Raises DreamCacheError unless they are numbers from `low` to `high`.
     """
-    values = read_numbers(text, low, high, whole=whole)
+    values = parse_numbers(text, low, high, whole=whole)
     if not values:
         numbers = "whole numbers" if whole else "numbers"
         raise DreamCacheError(

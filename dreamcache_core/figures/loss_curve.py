@@ -35,7 +35,7 @@ class LossCurve:
         return {**vars(self)}
 
 
-def read_loss_curve(losses: Sequence[float], first: int = 1, last: int | None = None, points: int = 512) -> LossCurve:
+def make_loss_curve(losses: Sequence[float], first: int = 1, last: int | None = None, points: int = 512) -> LossCurve:
     """The losses of the steps from `first` to `last`, which is the last one if it isn't given, both with."""
     total = len(losses)
     first, last = max(first, 1), total if last is None else min(last, total)
@@ -51,7 +51,7 @@ def _finite(values: np.ndarray) -> tuple[float | None, ...]:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
 
 
-def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
+def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
     """The loss of each step so far, of all `steps`: pale as it was, and dark the mean of its neighbourhood.
 
     A loss depends most of all on how noisy its samples were, so that single ones say little.

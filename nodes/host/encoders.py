@@ -17,8 +17,8 @@ from comfy.clip_vision import ClipVisionModel
 
 from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
+from ...dreamcache_core.evaluation.measurement import MaskFinder
 from ...dreamcache_core.evaluation.metrics import ImageEncoder
-from ...dreamcache_core.evaluation.results import MaskFinder
 from ...dreamcache_core.io.tensor_file import name_and_hash
 
 _HEAD_CHANNELS = 64
@@ -26,7 +26,7 @@ _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
 _ADVICE = "take a file of a whole CLIP, such as OpenAI's clip-vit-large-patch14, for both"
 
 
-class VisionEncoder:
+class ClipVisionEncoder:
     """An encoder of pictures that ComfyUI has a class for. `file`: what it was loaded from, where that is known.
 
     Raises DreamCacheError if it is no CLIP, and no DINOv2 either.
@@ -57,13 +57,13 @@ class DinoEncoder:
         return self._network(pixels)[0].cpu()
 
 
-class TextEncoder:
+class ClipTextEncoder:
     """The other half of the CLIP that `images` is a half of.
 
     Raises DreamCacheError if `clip` doesn't hold it, or not with the projection into the space of pictures' vectors.
     """
 
-    def __init__(self, clip: comfy.sd.CLIP, images: VisionEncoder, file: Path | None = None) -> None:
+    def __init__(self, clip: comfy.sd.CLIP, images: ClipVisionEncoder, file: Path | None = None) -> None:
         encoders = {
             name: module
             for name, module in clip.cond_stage_model.named_children()
@@ -105,23 +105,23 @@ def load_dino(path: Path) -> ImageEncoder:
     clip_vision = comfy.clip_vision.load(str(path))
     if clip_vision is None or clip_vision.model_type != "dinov2":
         raise DreamCacheError(f"{path.name} holds no DINO that is known here: take DINO's ViT-S/16.")
-    return VisionEncoder(clip_vision, path)
+    return ClipVisionEncoder(clip_vision, path)
 
 
-def load_clip_images(path: Path) -> VisionEncoder:
+def load_clip_image_encoder(path: Path) -> ClipVisionEncoder:
     """CLIP's encoder of pictures: those that ComfyUI knows, and OpenAI's smaller ones, such as ViT-B/32."""
-    return clip_images(comfy.clip_vision.load(str(path)) or _smaller_clip_vision(path), path)
+    return clip_image_encoder(comfy.clip_vision.load(str(path)) or _smaller_clip_vision(path), path)
 
 
-def clip_images(clip_vision: ClipVisionModel, file: Path | None = None) -> VisionEncoder:
+def clip_image_encoder(clip_vision: ClipVisionModel, file: Path | None = None) -> ClipVisionEncoder:
     """CLIP's encoder of pictures. Raises DreamCacheError if `clip_vision` is another network."""
-    encoder = VisionEncoder(clip_vision, file)
+    encoder = ClipVisionEncoder(clip_vision, file)
     if encoder.kind != "CLIP":
         raise DreamCacheError(f"A {encoder.kind} is no CLIP, which CLIP-I and CLIP-T are measured with: take a CLIP.")
     return encoder
 
 
-def load_clip_prompts(path: Path, images: VisionEncoder) -> TextEncoder | None:
+def load_clip_text_encoder(path: Path, images: ClipVisionEncoder) -> ClipTextEncoder | None:
     """CLIP's encoder of prompts, or None if the file holds none."""
     tensors = comfy.utils.load_torch_file(str(path))
     embedding = tensors.get("text_model.embeddings.token_embedding.weight")
@@ -130,7 +130,7 @@ def load_clip_prompts(path: Path, images: VisionEncoder) -> TextEncoder | None:
     # Else ComfyUI takes all smaller ones to be of ViT-L/14's size.
     size = _size(tensors, "text_model", embedding.shape[1])
     clip = comfy.sd.load_clip([str(path)], model_options={"model_config": size})
-    return TextEncoder(clip, images, path)
+    return ClipTextEncoder(clip, images, path)
 
 
 def load_mask_finder(path: Path) -> MaskFinder:

@@ -29,7 +29,7 @@ def models_folder(name: str) -> Path:
     return Path(folder_paths.get_folder_paths(name)[0])
 
 
-def no_such_file(folder: str, name: str, what: str) -> str:
+def missing_file_message(folder: str, name: str, what: str) -> str:
     """What to say where a models folder has no file of this name."""
     folders = " or ".join(folder_paths.get_folder_paths(folder))
     return f"There is no {what} {name} in {folders}: put it there, then press R to refresh the list."
@@ -76,7 +76,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
     return path
 
 
-def take_in(folder: str, name: str, content: bytes, check: Callable[[Path], object]) -> str:
+def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], object]) -> str:
     """Put a .safetensors that someone sends into a models folder, under the next number of `name` that is free; one
     that is there already is left there.
 

@@ -24,12 +24,12 @@ from .patching.apply import inject
 from .patching.injection import Injection, wrap_for_sampling
 from .reference import encode_reference
 
-OF_TRIPLETS = 4
+TRIPLET_SAMPLES = 4
 """How many samples are drawn of a training's own triplets."""
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class GenerationSettings:
     """What KSampler, Empty Latent Image and Apply DreamCache are given. `resolution`: side of pictures, and of
     references as the model reads them. `seed`: of each sample, so that it is the same whatever others are drawn with
     it.
@@ -62,25 +62,25 @@ class SampleSettings:
         return inject(model, injection)
 
 
-def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
+def choose_samples(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
     """`prompts`, or of some triplets their own if all are empty; and a reference of these triplets for each, as
-    `draw_samples` takes them.
+    `generate_samples` takes them.
     """
-    numbers = range(0, len(triplets), math.ceil(len(triplets) / OF_TRIPLETS))
+    numbers = range(0, len(triplets), math.ceil(len(triplets) / TRIPLET_SAMPLES))
     plain = [triplets.plain(number, resolution) for number in numbers]
     chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
     return chosen, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(chosen))]
 
 
 @torch.no_grad()
-def draw_samples(
+def generate_samples(
     model: ModelPatcher,
     clip: comfy.sd.CLIP,
     vae: comfy.sd.VAE,
     adapter: ModelPatcher,
     prompts: Sequence[str],
     references: Sequence[torch.Tensor | None],
-    settings: SampleSettings,
+    settings: GenerationSettings,
 ) -> Iterator[torch.Tensor]:
     """A picture of each prompt with the reference of its number: (height, width, 3), float32, 0…1, on the CPU.
 
@@ -111,7 +111,7 @@ def draw(
     positive: list,
     negative: list,
     latent: Mapping[str, Any],
-    settings: SampleSettings,
+    settings: GenerationSettings,
     callback: Callable | None = None,
 ) -> torch.Tensor:
     """What KSampler and VAE Decode give: (batch, height, width, 3), float32, 0…1, on the CPU.
@@ -140,18 +140,18 @@ def draw(
 
 @dataclass(frozen=True, eq=False)
 class SampleSheet:
-    """A contact sheet of the same samples whenever it is drawn. Arguments as of `draw_samples`."""
+    """A contact sheet of the same samples whenever it is drawn. Arguments as of `generate_samples`."""
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
     prompts: Sequence[str]
     references: Sequence[torch.Tensor]
-    settings: SampleSettings
+    settings: GenerationSettings
 
     def draw(self, adapter: Adapter, label: str) -> Image.Image:
         """With an adapter in training. `label`: of its column."""
-        drawn = draw_samples(
+        drawn = generate_samples(
             self.model,
             self.clip,
             self.vae,

@@ -8,7 +8,7 @@ from torch.nn import functional
 from ...dreamcache_core.errors import DreamCacheError
 
 
-def in_colours(image: torch.Tensor) -> torch.Tensor:
+def to_rgb(image: torch.Tensor) -> torch.Tensor:
     """Images as RGB, (batch, height, width, 3): alpha is dropped, and grey repeated."""
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
 
@@ -36,7 +36,7 @@ def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_fo
     raise DreamCacheError(f"There are {masks} masks for {images} {what}: connect {needed}.")
 
 
-def masks_of(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def fit_masks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Masks resized to the images, one for each: (batch, height, width)."""
     mask = as_masks(mask).to(image).unsqueeze(1)
     mask = functional.interpolate(mask, size=image.shape[1:3], mode="bilinear").squeeze(1)

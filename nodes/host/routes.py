@@ -30,12 +30,12 @@ from aiohttp import web
 from ...dreamcache_core.adapter.file import describe_adapter
 from ...dreamcache_core.adapter.strengths import CURVES, LIST, make_curve
 from ...dreamcache_core.errors import DreamCacheError
-from ...dreamcache_core.figures.loss_curve import read_loss_curve
+from ...dreamcache_core.figures.loss_curve import make_loss_curve
 from ...dreamcache_core.io.base_checkpoint import checkpoint_family
 from ...dreamcache_core.io.catalogue import Catalogue
 from ...dreamcache_core.reference.file import describe_references, read_thumbnails
 from ...dreamcache_core.training.output_folder import TrainingFolder
-from .folders import ADAPTERS, REFERENCES, is_inside, take_in, trainings_folder
+from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
 
 PREFIX = "/dreamcache"
 
@@ -149,7 +149,7 @@ def _save_reference(name: str, content: bytes) -> str:
         if problem:
             raise DreamCacheError(problem)
 
-    return take_in(REFERENCES, name, content, check)
+    return import_file(REFERENCES, name, content, check)
 
 
 def _training(name: str) -> TrainingFolder:
@@ -160,7 +160,7 @@ def _training(name: str) -> TrainingFolder:
 
 
 def _describe_training(folder: TrainingFolder, steps: Mapping[str, int]) -> dict[str, Any]:
-    return {"curve": read_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
+    return {"curve": make_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
 
 
 def _not_found(message: str) -> web.HTTPNotFound:
