@@ -117,7 +117,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
             trained = trainer.finished_adapter(base.weights_hash, len(triplets))
             save_adapter(options.output / "adapter.safetensors", trained)
         if sheet and (progress.step % options.sample_every == 0 or last):
-            log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
+            log.add_sheet(sheet.generate(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
             base.load()
     log.close()
     say(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")

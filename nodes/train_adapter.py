@@ -237,7 +237,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     losses.append(progress.loss)
                     kept.add_loss(progress.loss)
                     if sample_every and (progress.step % sample_every == 0 or progress.step == steps):
-                        sheet = samples.draw(trainer.averaged_adapter(), f"step {progress.step:,}")
+                        sheet = samples.generate(trainer.averaged_adapter(), f"step {progress.step:,}")
                         kept.add_sheet(sheet, progress.step)
                         base.load()
                     display.show(progress)

@@ -1,4 +1,4 @@
-"""Adapter files: `.safetensors` in this project's format, and `.safetensors` or pickles in the paper authors' format."""
+"""Adapter files: in this project's format (`.safetensors`), or in the paper authors' (`.safetensors` or pickled)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter in this project's format, with its provenance.
 
-    `precision`: of the weights in the file; None keeps theirs. `notes`: more entries of the header, as JSON, for whoever
-    opens the file. Raises OSError if the file can't be written.
+    `precision`: of the weights in the file; None keeps theirs. `notes`: more entries for the header, as JSON.
+    Raises OSError if the file can't be written.
     """
     header = {
         **(notes or {}),

@@ -24,7 +24,7 @@ _SHEET_SIDE = 192
 
 
 def save_evaluation(evaluation: Evaluation, images: Path, folder: Path) -> None:
-    """Write `results.json`, `results.md` and `contact_sheet.jpg` to `folder`. `images`: the folder that was measured."""
+    """Write `results.json`, `results.md` and `contact_sheet.jpg`. `images`: the folder that was measured."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(
         json.dumps(to_json(evaluation), indent=2, ensure_ascii=False), encoding="utf-8"

@@ -252,7 +252,7 @@ class Studio:
 
     def _draw(self, model: Any, positive: list, width: int, settings: Any, batch: int = 1) -> list[np.ndarray]:
         latent = {"samples": torch.zeros(batch, 4, SIZE // 8, width // 8)}
-        drawn = self.samples.draw(model, self.networks.vae, positive, self._encode([""]), latent, settings)
+        drawn = self.samples.generate(model, self.networks.vae, positive, self._encode([""]), latent, settings)
         return list((drawn.clamp(0, 1) * 255).round().byte().numpy())
 
     def _encode(self, prompts: Sequence[str]) -> list:
