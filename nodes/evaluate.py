@@ -1,4 +1,4 @@
-"""DreamCache Evaluate: how like its subject, and how true to its prompt, what a graph draws is."""
+"""DreamCache Evaluate: DINO, CLIP-I and CLIP-T of images that a graph has generated."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ClipVisionEncoder:
 
 
 class DinoEncoder:
-    """An ImageEncoder around the first DINO, which ComfyUI doesn't implement, on ComfyUI's compute device."""
+    """An ImageEncoder around the original DINO, which ComfyUI doesn't implement, on ComfyUI's compute device."""
 
     def __init__(self, network: VisionTransformer, file: Path) -> None:
         self._network = network.to(comfy.model_management.get_torch_device())
@@ -102,7 +102,7 @@ class ClipTextEncoder:
 
 
 def load_dino(path: Path) -> ImageEncoder:
-    """Load a first DINO, such as ViT-S/16, or a DINOv2. Raises DreamCacheError for a file of another network."""
+    """Load an original DINO, such as ViT-S/16, or a DINOv2. Raises DreamCacheError for a file of another network."""
     network = load_vision_transformer(path)
     if network:
         return DinoEncoder(network, path)
