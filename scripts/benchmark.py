@@ -188,7 +188,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     """Ways from a picture to the first step. Returns the picture's reference cache, too."""
     import torch
     from comfy.clip_vision import load as load_vision
-    from dreamcache.dreamcache_core.evaluation.subjects import load_picture
+    from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image
     from dreamcache.dreamcache_core.reference.file import load_references, save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
     from dreamcache.nodes.encode_reference import DreamCacheEncodeReference
@@ -197,7 +197,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     from speed.page import ENCODING, VISION
     from workflow_prompt import PHOTOGRAPH
 
-    image = load_picture(PHOTOGRAPH).image.unsqueeze(0)
+    image = load_masked_image(PHOTOGRAPH).image.unsqueeze(0)
     latent = torch.zeros(1, 4, 64, 64)
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
 

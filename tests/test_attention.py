@@ -41,21 +41,21 @@ def test_maps_are_the_whole_attention_however_it_is_cut() -> None:
     of_each = (region.flatten() @ whole / region.sum()).split(counts)
     for at_once in (1, 10_000):
         maps = attention_maps(query, key, heads, region, kept, torch.cat([bias, torch.zeros(2)]), at_once)
-        for seen, tokens, share, attention in zip(maps, kept, of_each, whole.split(counts, dim=1), strict=True):
-            torch.testing.assert_close(seen.looked_at[tokens], share)
-            assert not seen.looked_at[~tokens].any()
+        for each, tokens, share, attention in zip(maps, kept, of_each, whole.split(counts, dim=1), strict=True):
+            torch.testing.assert_close(each.over_reference[tokens], share)
+            assert not each.over_reference[~tokens].any()
             rows, columns = tokens.nonzero(as_tuple=True)
             places = torch.stack([(rows + 0.5) / tokens.shape[0], (columns + 0.5) / tokens.shape[1]], dim=1)
             expected = torch.cat([attention.sum(1, keepdim=True), attention @ places], dim=1).reshape(3, 4, 3)
-            torch.testing.assert_close(seen.seen, expected * region.unsqueeze(-1))
+            torch.testing.assert_close(each.over_image, expected * region.unsqueeze(-1))
 
 
 def test_a_mean_of_layers_is_as_fine_as_the_finest_and_what_is_looked_at_is_still_all() -> None:
     coarse = AttentionMap(torch.tensor([[[1.0, 0.5, 0.25]]]), torch.tensor([[1.0]]))
     fine = AttentionMap(torch.zeros(2, 2, 3), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     mean = mean_map([coarse, fine])
-    assert torch.equal(mean.seen, torch.tensor([0.5, 0.25, 0.125]).expand(2, 2, 3))
-    assert torch.equal(mean.looked_at, torch.tensor([[0.625, 0.125], [0.125, 0.125]]))
+    assert torch.equal(mean.over_image, torch.tensor([0.5, 0.25, 0.125]).expand(2, 2, 3))
+    assert torch.equal(mean.over_reference, torch.tensor([[0.625, 0.125], [0.125, 0.125]]))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio
         maps = probed(studio, injection).maps(injection, 1)
         whole = naive(made["to_q"][1], made["to_k"][0], adapter.heads, injection.cache.bias(layer)[0])
         # 4×6 tokens of each, of which the first reference's left half is read.
-        looked_at = [each[layer].looked_at for each in maps]
-        expected = [looked_at[0][:, :3], *looked_at[1:]]
+        received = [each[layer].over_reference for each in maps]
+        expected = [received[0][:, :3], *received[1:]]
         torch.testing.assert_close(torch.cat([each.flatten() for each in expected]), whole.mean(0))
         assert [set(each) for each in maps] == [{own.name for own in studio.adapter.model.layers}] * 3
     finally:
@@ -106,10 +106,10 @@ def test_each_latent_looks_at_its_own_reference_and_only_where_one_asks(studio: 
         alone = studio.injection(cache=cache)
         (expected,) = probed(studio, alone, prompts=2, region=LEFT_HALF).maps(alone, number)
         (maps,) = both.maps(paired, number)
-        for layer, seen in maps.items():
-            torch.testing.assert_close(seen.seen, expected[layer].seen)
-            torch.testing.assert_close(seen.looked_at, expected[layer].looked_at)
-        share = maps["output_blocks.10.1"].seen[..., 0]
+        for layer, each in maps.items():
+            torch.testing.assert_close(each.over_image, expected[layer].over_image)
+            torch.testing.assert_close(each.over_reference, expected[layer].over_reference)
+        share = maps["output_blocks.10.1"].over_image[..., 0]
         torch.testing.assert_close(share, LEFT_HALF[0])
 
 

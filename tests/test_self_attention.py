@@ -295,9 +295,9 @@ def test_attention_maps_share_the_attention_with_the_image_itself(setting: Setti
     (maps,) = probe.maps(injection, 0)
     assert set(maps) == {layer.name for layer in injection.layers}
     for seen in maps.values():
-        share = seen.seen[..., 0]
+        share = seen.over_image[..., 0]
         assert float(share.min()) > 0 and float(share.max()) < 1
-        torch.testing.assert_close(seen.looked_at.sum(), torch.tensor(1.0))
+        torch.testing.assert_close(seen.over_reference.sum(), torch.tensor(1.0))
 
 
 def test_image_guidance_is_reference_onlys_style_fidelity(setting: Setting) -> None:

@@ -194,12 +194,12 @@ class Studio:
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
-        `variant`: of the adapter, which says how references are cached for it. `changes`: of SampleSettings.
+        `variant`: of the adapter, which says how references are cached for it. `changes`: of GenerationSettings.
         """
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
             some = of[start : start + TOGETHER]
-            settings = self.samples.SampleSettings(seed=seed + start, **{**SAMPLING, **changes})
+            settings = self.samples.GenerationSettings(seed=seed + start, **{**SAMPLING, **changes})
             model = self.networks.model
             if adapter is not None:
                 model = settings.inject(model, adapter, self._cache(some, variant), per_latent=True)
@@ -212,7 +212,7 @@ class Studio:
         mirrored or not, and with something in front of it in two of five.
         """
         references = [augmented_reference(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = self.samples.GenerationSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         cache = self._encode_references(_images(references), 1)
         model = settings.inject(self.networks.model, adapter, cache)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
@@ -220,7 +220,7 @@ class Studio:
     @torch.no_grad()
     def draw_pair(self, left: Case, right: Case, adapter: Any, seed: int) -> np.ndarray:
         """Two subjects side by side, (128, 256, 3) uint8: each has its prompt's area, and is Apply's region."""
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = self.samples.GenerationSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         model, positive, side = self.networks.model, [], SIZE // 8
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
@@ -252,7 +252,7 @@ class Studio:
 
     def _draw(self, model: Any, positive: list, width: int, settings: Any, batch: int = 1) -> list[np.ndarray]:
         latent = {"samples": torch.zeros(batch, 4, SIZE // 8, width // 8)}
-        drawn = self.samples.draw(model, self.networks.vae, positive, self._encode([""]), latent, settings)
+        drawn = self.samples.generate(model, self.networks.vae, positive, self._encode([""]), latent, settings)
         return list((drawn.clamp(0, 1) * 255).round().byte().numpy())
 
     def _encode(self, prompts: Sequence[str]) -> list:
