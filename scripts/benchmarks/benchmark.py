@@ -1,7 +1,7 @@
 """What a reference costs, beside the plain model and beside what one might use in its place: time, memory, operations.
 
-`python3 scripts/benchmark.py` takes the GPU if the Python that runs ComfyUI can, else one thread of the CPU, where it
-takes an hour and 20 GB of memory. It writes `speed.md`, `speed.json` and a plot.
+`python3 scripts/benchmarks/benchmark.py` takes the GPU if the Python that runs ComfyUI can, else one thread of the CPU,
+where it takes an hour and 20 GB of memory. It writes `speed.md`, `speed.json` and a plot.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,19 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from comfyui_server import ComfyUIServer
-from dreamcache.dreamcache_core.adapter.fused import fuse
-from dreamcache.nodes.host.patching.caching_pass import record_references
-from dreamcache.nodes.host.patching.injection import wrap_for_sampling
-from environment import ROOT, Environment, enter
-from full_size import BASE, SEED
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.full_size import BASE, SEED
+from harness.comfyui_server import ComfyUIServer
+from harness.environment import ROOT, Environment, enter, import_pack
 
 if TYPE_CHECKING:
     import torch
+    from benchmarks.speed.measuring import StepCost
+    from benchmarks.speed.page import Operations, Results, Start
+    from benchmarks.speed.variants import Bench
     from dreamcache.dreamcache_core.reference.cache import ReferenceCache
-    from speed.measuring import StepCost
-    from speed.page import Operations, Results, Start
-    from speed.variants import Bench
 
 COUNTED_SIZES = (512, 768, 1024)
 DEMO_SIZE = 128
@@ -38,25 +38,23 @@ RUNS = 100
 
 def main() -> None:
     options = _options()
-    environment = enter()
+    environment = enter(pack=False)
     import torch
-    from generated_weights import write_models
-    from speed.steady import use_one_heap
-
-    from dreamcache_core.train import import_pack
+    from benchmarks.speed.steady import use_one_heap
+    from harness.generated_weights import write_models
 
     cuda = torch.cuda.is_available() and not options.cpu
     if not cuda:
         use_one_heap()
         torch.set_num_threads(1)
+    import_pack(environment, cpu=not cuda)
     options.sizes = options.sizes or ([512, 768, 1024] if cuda else [512])
     options.batches = options.batches or ([1, 4, 8] if cuda else [1])
     options.steps = options.steps or (20 if cuda else 2)
     name = write_models(BASE / "models", "SD15", SEED)
     checkpoint, adapter = (BASE / "models" / folder / name for folder in ("checkpoints", "dreamcache"))
-    import_pack(environment.comfyui, cpu=not cuda)
-    from speed.page import PLOT, markdown, plot, read
-    from speed.variants import PLAIN, VARIANTS
+    from benchmarks.speed.page import PLOT, markdown, plot, read
+    from benchmarks.speed.variants import PLAIN, VARIANTS
 
     options.variants = {name: VARIANTS[name] for name in (PLAIN, *(options.variants or VARIANTS))}
     written = options.output / "speed.json"
@@ -75,7 +73,7 @@ def main() -> None:
 
 def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     import torch
-    from speed.page import Results
+    from benchmarks.speed.page import Results
 
     bench, clip, vae = load_bench(checkpoint, adapter)
     model = bench.model
@@ -98,7 +96,7 @@ def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options
 
 def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     """Results, with steps of the options' sizes and batches in addition to theirs, or in their place."""
-    from speed.variants import IPADAPTER_PLUS, PLAIN
+    from benchmarks.speed.variants import IPADAPTER_PLUS, PLAIN
 
     with_ipadapter_plus = bool(options.ipadapter_plus) or IPADAPTER_PLUS in results.operations
     operations = count_operations({*results.operations[PLAIN], *options.sizes}, with_ipadapter_plus)
@@ -109,8 +107,8 @@ def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: 
 
 def count_operations(sizes: set[int], ipadapter_plus: bool) -> Operations:
     """Of a step of every variant, IPAdapter_plus among them or not."""
-    from speed.counting import bench_on_paper, count_step
-    from speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS
+    from benchmarks.speed.counting import bench_on_paper, count_step
+    from benchmarks.speed.variants import IPADAPTER, IPADAPTER_PLUS, VARIANTS
 
     _say("operations")
     paper = bench_on_paper()
@@ -126,9 +124,9 @@ def count_operations(sizes: set[int], ipadapter_plus: bool) -> Operations:
 def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
     """The model at full size, and its CLIP and VAE."""
     import comfy.sd
+    from benchmarks.speed.counting import bench_on_paper
+    from benchmarks.speed.variants import Bench
     from dreamcache.dreamcache_core.adapter.file import load_adapter
-    from speed.counting import bench_on_paper
-    from speed.variants import Bench
 
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
     plain, paper = model, bench_on_paper()
@@ -139,9 +137,9 @@ def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
 
 
 def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
+    from benchmarks.speed.measuring import measure_steps
+    from benchmarks.speed.variants import IPADAPTER_PLUS, ipadapter_plus
     from dreamcache.dreamcache_core.train import import_folder
-    from speed.measuring import measure_steps
-    from speed.variants import IPADAPTER_PLUS, ipadapter_plus
 
     variants = dict(options.variants)
     if options.ipadapter_plus:
@@ -156,12 +154,12 @@ def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
 
 def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operations]:
     """Steps of the model that comes with the nodes, and their operations."""
+    from benchmarks.speed.counting import bench_on_paper, count_step
+    from benchmarks.speed.measuring import measure_steps
+    from benchmarks.speed.variants import VARIANTS, Bench
     from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.nodes import demo_model
     from dreamcache.nodes.host.demo_network import demo_config
-    from speed.counting import bench_on_paper, count_step
-    from speed.measuring import measure_steps
-    from speed.variants import VARIANTS, Bench
 
     paper = bench_on_paper(demo_config(), DEMO_SIZE)
     adapter = load_adapter(demo_model.FOLDER / demo_model.ADAPTER_FILE).adapter
@@ -187,15 +185,16 @@ def _filled(cache: ReferenceCache) -> ReferenceCache:
 def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, list[Start]]:
     """Ways from a picture to the first step. Returns the picture's reference cache, too."""
     import torch
+    from benchmarks.speed.page import ENCODING, VISION
     from comfy.clip_vision import load as load_vision
     from dreamcache.dreamcache_core.evaluation.subjects import load_picture
     from dreamcache.dreamcache_core.reference.file import load_references, save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
     from dreamcache.nodes.encode_reference import DreamCacheEncodeReference
+    from dreamcache.nodes.host.patching.caching_pass import record_references
     from dreamcache.nodes.host.reference import PROMPT, TIMESTEP
-    from generated_weights import write_clip_vision
-    from speed.page import ENCODING, VISION
-    from workflow_prompt import PHOTOGRAPH
+    from harness.generated_weights import write_clip_vision
+    from harness.workflow_prompt import PHOTOGRAPH
 
     image = load_picture(PHOTOGRAPH).image.unsqueeze(0)
     latent = torch.zeros(1, 4, 64, 64)
@@ -221,9 +220,9 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
 
 def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[], Any]]) -> tuple[Start, Any]:
     """`load` returns what is done with each picture. Returns what that made, too."""
-    from speed.measuring import Stopwatch
-    from speed.page import Start
-    from speed.steady import steady
+    from benchmarks.speed.measuring import Stopwatch
+    from benchmarks.speed.page import Start
+    from benchmarks.speed.steady import steady
     from torch.utils.flop_counter import FlopCounterMode
 
     _say(way)
@@ -239,9 +238,10 @@ def _measure_start(way: str, device: torch.device, load: Callable[[], Callable[[
 
 def measure_handling(bench: Bench, adapter: Path) -> dict[str, float]:
     """Seconds that it takes to get ready, for `adapter`, a file."""
+    from benchmarks.speed.measuring import Stopwatch
     from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.nodes.apply import ApplyDreamCache
-    from speed.measuring import Stopwatch
+    from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 
     cache, stopwatch = bench.references(1), Stopwatch(bench.model.load_device)
     patcher = wrap_for_sampling(bench.adapter)
@@ -258,7 +258,7 @@ def measure_handling(bench: Bench, adapter: Path) -> dict[str, float]:
 
 def measure_queue(environment: Environment, checkpoint: Path) -> dict[str, float]:
     """Seconds by the clock, in a real server, until a reference is there that wasn't, and that was."""
-    from workflow_prompt import PHOTOGRAPH
+    from harness.workflow_prompt import PHOTOGRAPH
 
     _say("queueing in a server")
     with ComfyUIServer(environment, {"dreamcache": ROOT}) as server:
@@ -281,6 +281,7 @@ def measure_queue(environment: Environment, checkpoint: Path) -> dict[str, float
 def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
     """Bytes on disk, and in memory."""
     from dreamcache.dreamcache_core.adapter.file import load_adapter
+    from dreamcache.dreamcache_core.adapter.fused import fuse
     from dreamcache.dreamcache_core.reference.file import Precision, save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
 
@@ -297,7 +298,7 @@ def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
 
 def measure_runs(environment: Environment) -> dict[str, int]:
     """Bytes that a real server gains in queued runs of the demo model, each with a reference of its own."""
-    from workflow_prompt import demo_prompt, set_inputs
+    from harness.workflow_prompt import demo_prompt, set_inputs
 
     _say(f"{RUNS} queued runs")
     held = []

@@ -1,7 +1,8 @@
 """Stable Diffusion at full size with generated weights, in a real server: what a reference costs in time and memory.
 
-`python3 scripts/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB of disk.
-`python3 scripts/full_size.py SDXL` wants 7 GB of disk besides, and takes longer.
+`python3 scripts/benchmarks/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB of
+disk.
+`python3 scripts/benchmarks/full_size.py SDXL` wants 7 GB of disk besides, and takes longer.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from comfyui_server import ComfyUIServer, Prompt
-from environment import DEV, ROOT, enter
-from workflow_prompt import basic_prompt, set_inputs, without_reference
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.comfyui_server import ComfyUIServer, Prompt
+from harness.environment import DEV, ROOT, enter
+from harness.workflow_prompt import basic_prompt, set_inputs, without_reference
 
 BASE = DEV / "full_size"
 SEED = 1
@@ -24,7 +28,7 @@ HALF = ("--bf16-unet", "--fp16-text-enc")
 
 def main() -> None:
     environment = enter()
-    from generated_weights import write_models
+    from harness.generated_weights import write_models
 
     print(f"{platform.machine()}, {os.cpu_count()} cores; two rows a picture, for the two prompts\n")
     print("| model | picture | step, s | with reference, s | ratio | encode, s | peak, GiB | with reference, GiB |")

@@ -1,7 +1,7 @@
 """Training on Stable Diffusion 1.5 at full size with generated weights: samples a second, memory, and the floor.
 
-`python3 scripts/training_throughput.py` takes the GPU if the Python that runs ComfyUI can, else the CPU, where it takes
-some minutes. It writes `training_speed.md`. The floor is what the operations would take at the rate of large matrix
+`python3 scripts/benchmarks/training_throughput.py` takes the GPU if the Python that runs ComfyUI can, else the CPU,
+where it takes some minutes. It writes `training_speed.md`. The floor is what the operations would take at the rate of large matrix
 products. Pictures are in memory: reading them is not measured.
 """
 
@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamcache.nodes.host.base_model import structure_of
-from environment import ROOT, enter
-from full_size import BASE, SEED
-from markdown_table import markdown_table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.full_size import BASE, SEED
+from harness.environment import ROOT, enter, import_pack
+from harness.markdown_table import markdown_table
 
 if TYPE_CHECKING:
     import torch
@@ -43,19 +45,19 @@ class Part:
 
 def main() -> None:
     options = _options()
-    environment = enter()
+    environment = enter(pack=False)
     import torch
-    from generated_weights import write_models
+    from harness.generated_weights import write_models
 
-    from dreamcache_core.train import PRECISIONS, import_pack
-
-    checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
     cuda = torch.cuda.is_available() and not options.cpu
-    import_pack(environment.comfyui, cpu=not cuda)
+    import_pack(environment, cpu=not cuda)
+    checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
     import comfy.sd
     from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+    from dreamcache.dreamcache_core.train import PRECISIONS
     from dreamcache.dreamcache_core.training.settings import TrainingSettings
     from dreamcache.dreamcache_core.training.trainer import Trainer
+    from dreamcache.nodes.host.base_model import structure_of
     from dreamcache.nodes.host.frozen_base import ComfyUIBase
 
     options.precision = PRECISIONS[options.precision or ("bfloat16" if cuda else "float32")]
@@ -93,7 +95,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
     yield from (
         "# Speed of training",
         "",
-        f"Measured by `python3 scripts/training_throughput.py`: {name}, {options.precision}, torch "
+        f"Measured by `python3 scripts/benchmarks/training_throughput.py`: {name}, {options.precision}, torch "
         f"{torch.__version__}, {rate / 1e12:.3g} TFLOP/s in products of large matrices. SD1.5 at full size with "
         f"generated weights, pictures of {options.resolution}².",
         "",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from environment import DEV
+from harness.environment import DEV
 from PIL import Image
 
 DEMO = DEV / "demo"

@@ -26,7 +26,7 @@ import sys
 import time
 from pathlib import Path
 
-import environment
+from harness import environment
 
 # glibc gives the memory of a large tensor back at once, and getting it anew takes as long as computing what is in it.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
@@ -61,7 +61,7 @@ CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
     )
 )
 
-from demo import (  # noqa: E402
+from demo_recipe import (  # noqa: E402
     adapter,
     artwork,
     autoencoder,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from environment import ROOT
+from harness.environment import ROOT
 from PIL import Image
 
 from dreamcache_core.io.tensor_file import write_file

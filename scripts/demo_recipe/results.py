@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from environment import ROOT
-from markdown_table import markdown_table
+from harness.environment import ROOT
+from harness.markdown_table import markdown_table
 from PIL import Image
 
 from .adapter import Variant

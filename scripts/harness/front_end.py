@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from comfyui_server import ComfyUIServer, Prompt
-from environment import ROOT, chromium
+from harness.comfyui_server import ComfyUIServer, Prompt
+from harness.environment import ROOT, chromium
 from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 Workflow = dict[str, Any]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
-    from dreamcache_core.unet import UNetStructure
+    from dreamcache.dreamcache_core.unet import UNetStructure
 
 # What ComfyUI's `model_detection` reads from a checkpoint of each family; its config classes add the heads.
 _UNET: dict[str, Any] = {
@@ -128,9 +128,9 @@ def write_checkpoint(path: Path, family: str, seed: int) -> None:
 
 def write_adapter(path: Path, family: str, seed: int) -> None:
     """Write an adapter for that checkpoint, in float16: 50 MB, and 11 MB of SHORT."""
-    from dreamcache_core.adapter.file import save_adapter
-    from dreamcache_core.adapter.network import Adapter
-    from dreamcache_core.unet import select_layers
+    from dreamcache.dreamcache_core.adapter.file import save_adapter
+    from dreamcache.dreamcache_core.adapter.network import Adapter
+    from dreamcache.dreamcache_core.unet import select_layers
 
     structure = full_size_structure(family)
     adapter = Adapter(select_layers(structure.layers), structure.base_model)
@@ -151,7 +151,7 @@ def write_clip_vision(path: Path, seed: int) -> None:
 
 def full_size_structure(family: str) -> UNetStructure:
     """The structure of a full-size U-Net, of which no weights are made."""
-    from dreamcache_core.unet import read_structure
+    from dreamcache.dreamcache_core.unet import read_structure
 
     return read_structure(config_of(family).get_model({}, device="meta").diffusion_model, family)
 

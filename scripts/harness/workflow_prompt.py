@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_server import ComfyUIServer, Prompt
-from environment import ROOT
+from harness.comfyui_server import ComfyUIServer, Prompt
+from harness.environment import ROOT
 
 BASIC = ROOT / "workflows" / "dreamcache_basic.json"
 DEMO = ROOT / "workflows" / "dreamcache_demo.json"

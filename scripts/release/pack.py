@@ -1,6 +1,6 @@
 """The archive that ComfyUI's registry would ship: what git tracks, without what .comfyignore names.
 
-`python3 scripts/pack.py` writes it to output/node.zip.
+`python3 scripts/release/pack.py` writes it to output/node.zip.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped_files() -> list[str]:

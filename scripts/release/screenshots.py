@@ -1,6 +1,6 @@
 """The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
 
-`python3 scripts/screenshots.py` makes them all anew, as is due after a change of a workflow or of a node's inputs; with
+`python3 scripts/release/screenshots.py` makes them all anew, as is due after a change of a workflow or of a node's inputs; with
 names of parts, only these.
 """
 
@@ -9,25 +9,26 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 
-from dreamcache.dreamcache_core.reference.cache import ReferenceBatch
-from environment import ROOT, enter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.environment import ROOT, enter
 
 ENVIRONMENT = enter()
 
 import torch  # noqa: E402
-from comfyui_server import ComfyUIServer  # noqa: E402
-from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
+from dreamcache.dreamcache_core.adapter.file import save_adapter  # noqa: E402
+from dreamcache.dreamcache_core.adapter.network import Adapter  # noqa: E402
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source  # noqa: E402
+from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references  # noqa: E402
+from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
+from harness.comfyui_server import ComfyUIServer  # noqa: E402
+from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
+from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
-from workflow_prompt import PHOTOGRAPH  # noqa: E402
-
-from dreamcache_core.adapter.file import save_adapter  # noqa: E402
-from dreamcache_core.adapter.network import Adapter  # noqa: E402
-from dreamcache_core.reference.cache import ReferenceCache, Source  # noqa: E402
-from dreamcache_core.reference.file import make_thumbnail, save_references  # noqa: E402
-from dreamcache_core.unet import TransformerLayer  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.training.checkpoints import newest_checkpoint
-from front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
-from graph import TRIPLETS, adapter_file, triplets_folder
+from harness.comfyui_server import ComfyUIServer
+from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
+from harness.workflow_prompt import load_prompt
 from playwright.sync_api import expect
-from workflow_prompt import load_prompt
+from support.graph import TRIPLETS, adapter_file, triplets_folder
 
 NODES = {
     "DreamCacheEncodeReference": "DreamCache Encode Reference",

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
 from dreamcache.dreamcache_core.unet import TransformerLayer
-from front_end import ADAPTER, FrontEnd, open_front_end, place_models
-from graph import adapter_file
+from harness.comfyui_server import ComfyUIServer
+from harness.front_end import ADAPTER, FrontEnd, open_front_end, place_models
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 from playwright.sync_api import Locator, Route, expect
 from safetensors.torch import save_file
-from workflow_prompt import PHOTOGRAPH
+from support.graph import adapter_file
 
 VUE = "Comfy.VueNodes.Enabled"
 BROKEN = "a_broken_file.safetensors"

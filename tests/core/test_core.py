@@ -24,12 +24,12 @@ from dreamcache.dreamcache_core.reference.image import resize_to_area, subject_o
 from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, select_layers
 from dreamcache.dreamcache_core.version import VERSION
 from dreamcache.nodes.host.base_model import structure_of
-from miniature import models
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support.miniature import models
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
 from dreamcache.dreamcache_core.evaluation.metrics import Picture, SubjectMeasure, Yardsticks, mean_scores
 from dreamcache.dreamcache_core.io.images import to_tensor
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_networks import SIDE, in_authors_names, new_dino, write
-from workflow_prompt import PHOTOGRAPH
+from support.small_networks import SIDE, in_authors_names, new_dino, write
 
 
 class ByColour:

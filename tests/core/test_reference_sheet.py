@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.figures.reference_sheet import feature_colours, reference_sheet
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
 from dreamcache.dreamcache_core.unet import TransformerLayer
-from graph import Scene
+from harness.comfyui_server import ComfyUIServer
 from PIL import Image
+from support.graph import Scene
 
 
 def test_alike_features_have_like_colours_in_every_reference_and_others_other_ones() -> None:

@@ -18,10 +18,10 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
-from miniature import models
 from safetensors import safe_open
+from support.miniature import models
 
-VECTORS = Path(__file__).parent / "conformance"
+VECTORS = Path(__file__).parents[1] / "support" / "conformance"
 FAMILIES = ["sd15", "sd21"]
 BOUND = 1e-4
 

@@ -18,8 +18,8 @@ from dreamcache.dreamcache_core.training.triplet_files import save_sample
 from dreamcache.dreamcache_core.training.triplets import open_triplets
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from miniature import models
 from PIL import Image
+from support.miniature import models
 
 SETTINGS = TrainingSettings(batch=3, seed=3)
 

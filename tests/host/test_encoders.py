@@ -12,10 +12,10 @@ import transformers
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.nodes.host import encoders
-from miniature import models
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from small_networks import SIDE, new_clip, write
-from workflow_prompt import PHOTOGRAPH
+from support.miniature import models
+from support.small_networks import SIDE, new_clip, write
 
 TOKENIZER = Path(comfy.sd1_clip.__file__).with_name("sd1_tokenizer")
 

@@ -7,12 +7,12 @@ import re
 import subprocess
 from pathlib import Path
 
-import environment
+from harness import environment
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from small_networks import new_clip, new_dino, write
-from workflow_prompt import PHOTOGRAPH
+from support.small_networks import new_clip, new_dino, write
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_command_draws_and_measures(short_models: tuple[Path, Path], tmp_path: Path) -> None:

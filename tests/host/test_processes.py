@@ -7,16 +7,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import environment
 import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
 from dreamcache.dreamcache_core.training.processes import Processes, join_processes
 from dreamcache.dreamcache_core.training.triplet_files import save_sample
-from miniature import models
+from harness import environment
 from PIL import Image
-from train_together import new_adapter, train
+from support.miniature import models
+from support.train_together import new_adapter, train
 
 
 @pytest.fixture

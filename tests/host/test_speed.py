@@ -7,6 +7,8 @@ import gc
 import comfy.sample
 import pytest
 import torch
+from benchmarks.speed.counting import bench_on_paper, count_step
+from benchmarks.speed.variants import CONDITIONED, PLAIN, READING, STRENGTH_0, VARIANTS, Bench
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
@@ -15,9 +17,7 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, unfused, wrap_for_sampling
-from miniature import models
-from speed.counting import bench_on_paper, count_step
-from speed.variants import CONDITIONED, PLAIN, READING, STRENGTH_0, VARIANTS, Bench
+from support.miniature import models
 
 SIZE = 512
 PROMPT = [[torch.zeros(1, 77, 48), {}]]

@@ -6,15 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
-import environment
 import pytest
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from harness import environment
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from workflow_prompt import PHOTOGRAPH
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from dreamcache.nodes.host.generation import SampleSettings, draw_samples
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
 from dreamcache.nodes.host.patching.training import attending_to, make_trainable
-from miniature import models
+from support.miniature import models
 
 Models = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, comfy.sd.CLIP]
 

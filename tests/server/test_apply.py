@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph import Scene
+from support.graph import Scene
 
 
 def plain(server, **changes) -> torch.Tensor:

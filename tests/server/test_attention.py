@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.figures.attention_maps import AttentionMap, attention_maps, mean_map
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
@@ -15,9 +14,10 @@ from dreamcache.dreamcache_core.reference.combining import combine
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.attention_probe import AttentionProbe, probe_attention
 from dreamcache.nodes.host.patching.injection import Injection
-from graph import Scene, failure
+from harness.comfyui_server import ComfyUIServer
 from PIL import Image
-from studio import Studio, prompt
+from support.graph import Scene, failure
+from support.studio import Studio, prompt
 
 # Of 16×24 latent pixels.
 LEFT_HALF = torch.ones(1, 16, 24)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import generated_weights
 import pytest
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.unet import read_structure, select_layers
 from dreamcache.nodes.host.base_model import structure_of
-from graph import Link, Scene, difference
-from miniature import models
+from harness import generated_weights
+from harness.comfyui_server import ComfyUIServer
+from support.graph import Link, Scene, difference
+from support.miniature import models
 
 
 def test_sdxl_at_full_size_has_an_adapter_on_the_first_block_of_four_transformers() -> None:

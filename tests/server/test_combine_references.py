@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, WorkflowError
-from graph import Link, Scene, difference, failure, output
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, WorkflowError
+from support.graph import Link, Scene, difference, failure, output
+from support.miniature import models
 
 # Of references. They differ in size, in how noisy they are, and so in what the model sees.
 A = {"resolution": 128, "timestep": 1}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.figures.comparison import compare, read_values
 from dreamcache.dreamcache_core.io.images import to_tensor
-from graph import Scene, failure
+from harness.comfyui_server import ComfyUIServer
 from PIL import Image
+from support.graph import Scene, failure
 
 SETTINGS: dict[str, Any] = {"cfg": "4", "start_percent": "0", "end_percent": "1", "steps": "2"}
 SETTINGS |= {"sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "cell_size": 128}

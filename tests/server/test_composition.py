@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from graph import Link, Scene, difference, lora, output
-from miniature import models
+from support.graph import Link, Scene, difference, lora, output
+from support.miniature import models
 
 # A node after a model: the scene that it's added to and the model before it → the model after it.
 ModelNode = Callable[[Scene, Link], Link]

@@ -10,13 +10,12 @@ import comfy.latent_formats
 import latent_preview
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, Prompt
-from demo import artwork
-from demo.adapter import AS_IT_SHIPS, Training
-from demo.artwork import PACKAGES, Subject
-from demo.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
-from demo.scenes import draw_scenes, encode_scenes
-from demo.yardstick import Yardstick
+from demo_recipe import artwork
+from demo_recipe.adapter import AS_IT_SHIPS, Training
+from demo_recipe.artwork import PACKAGES, Subject
+from demo_recipe.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
+from demo_recipe.scenes import draw_scenes, encode_scenes
+from demo_recipe.yardstick import Yardstick
 from dreamcache import dreamcache_core
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
@@ -26,13 +25,14 @@ from dreamcache.nodes.host import frozen_base, patching
 from dreamcache.nodes.host import generation as samples
 from dreamcache.nodes.host.base_model import weights_of
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
-from environment import ROOT
-from graph import Graph, difference
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, Prompt
+from harness.environment import ROOT
+from harness.workflow_prompt import demo_prompt, set_inputs, without_reference
 from safetensors.torch import load_file, save_file
-from workflow_prompt import demo_prompt, set_inputs, without_reference
+from support.graph import Graph, difference
+from support.miniature import models
 
-SUBJECTS = ROOT / "tests" / "subjects"
+SUBJECTS = ROOT / "tests" / "support" / "subjects"
 """Some of those held out from all trainings, and what measures pictures of them."""
 FOUND, RANK_GAIN, COLOUR_GAIN, RIGHT_BACKGROUNDS, LOSS_GAIN = 0.85, 0.35, 0.08, 0.9, 0.97
 

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
-from comfyui_server import ComfyUIServer, Result
 from dreamcache.dreamcache_core.evaluation.metrics import METRICS, Picture, SubjectMeasure, Yardsticks
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.nodes.host import encoders
-from graph import Graph, Link, failure, output
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, Result
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from small_networks import new_dino, write
-from workflow_prompt import PHOTOGRAPH
+from support.graph import Graph, Link, failure, output
+from support.miniature import models
+from support.small_networks import new_dino, write
 
 DINO = "small_dino.safetensors"
 REFERENCE = "reference.png"

@@ -19,11 +19,11 @@ from dreamcache.dreamcache_core.evaluation.subjects import load_picture, open_su
 from dreamcache.nodes.host import encoders
 from dreamcache.nodes.host.generation import SampleSettings, draw_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
-from graph import adapter_file
-from miniature import models
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from small_networks import new_dino, write
-from workflow_prompt import PHOTOGRAPH
+from support.graph import adapter_file
+from support.miniature import models
+from support.small_networks import new_dino, write
 
 SETTINGS = SampleSettings(steps=2, resolution=64)
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import environment
-import full_size
 import pytest
-from comfyui_server import ComfyUIServer
-from generated_weights import write_models
-from graph import Graph
+from benchmarks import full_size
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
+from harness.generated_weights import write_models
+from harness.workflow_prompt import set_inputs, without_reference
 from PIL import Image
-from workflow_prompt import set_inputs, without_reference
+from support.graph import Graph
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from dreamcache.dreamcache_core.adapter.strengths import CONSTANT, LIST, Curve, 
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.guidance import Guider
 from dreamcache.nodes.host.patching.injection import Rows
-from graph import difference
-from studio import Studio, prompt
+from support.graph import difference
+from support.studio import Studio, prompt
 
 FIRST_HALF = make_curve(LIST, "1 1 1 1 0 0 0")
 """4 steps are evaluated at 0, 33, 67 and 100 %."""

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 import pytest
-from comfyui_server import ComfyUIServer
-from environment import ROOT
-from front_end import open_front_end
+from harness.comfyui_server import ComfyUIServer
+from harness.environment import ROOT
+from harness.front_end import open_front_end
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "ru", "zh")
 # The front end that ComfyUI 0.30 brings has no German yet.

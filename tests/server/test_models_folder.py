@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import environment
-from comfyui_server import ComfyUIServer
-from graph import Graph, adapter_file
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
+from support.graph import Graph, adapter_file
 
-ROOT = Path(__file__).resolve().parents[1]
-AUTHORS_FILE = Path(__file__).parent / "conformance" / "official_format_sd21_mini.pt"
+ROOT = Path(__file__).resolve().parents[2]
+AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
 
 
 def listed(server: ComfyUIServer) -> list[str]:

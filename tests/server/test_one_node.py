@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfyui_server import ComfyUIServer
-from graph import Link, Scene, adapter_file, failure, output
+from harness.comfyui_server import ComfyUIServer
+from support.graph import Link, Scene, adapter_file, failure, output
 
 
 def one_node(scene: Scene, **settings: Any) -> Link:

@@ -7,12 +7,12 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-import environment
 import pytest
 import tomllib
-from comfyui_server import ComfyUIServer
-from graph import Scene
-from pack import pack, shipped_files
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
+from release.pack import pack, shipped_files
+from support.graph import Scene
 
 ROOT = environment.ROOT
 
@@ -30,7 +30,7 @@ def test_the_archive_alone_draws_a_subject(tmp_path: Path) -> None:
         "web",
         "workflows",
     }
-    packs = {"comfyui-dreamcache": installed, "miniature": ROOT / "tests" / "miniature"}
+    packs = {"comfyui-dreamcache": installed, "miniature": ROOT / "tests" / "support" / "miniature"}
     made = environment.ensure()
     with ComfyUIServer(made, packs) as server:
         server.upload_image(made.comfyui / "input" / "example.png")

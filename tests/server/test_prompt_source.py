@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.prompts import choose_line, combine_words
-from graph import Graph, failure, output
+from harness.comfyui_server import ComfyUIServer
+from support.graph import Graph, failure, output
 
 TEMPLATE = "a photo of {subject} {context}, {style}"
 SUBJECTS, CONTEXTS, STYLES = "a dog\n\n  a cat \na hat", "on a beach\nin a forest\nat night\nat home", "35mm\nwide"

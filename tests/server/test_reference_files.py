@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import environment
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, Result, WorkflowError
 from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.file import load_references
 from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, select_layers
 from dreamcache.nodes.host.base_model import structure_of
-from graph import Graph, Link, Scene, difference, failure, lora, output
-from miniature import models
+from harness import environment
+from harness.comfyui_server import ComfyUIServer, Result, WorkflowError
+from support.graph import Graph, Link, Scene, difference, failure, lora, output
+from support.miniature import models
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

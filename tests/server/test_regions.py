@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import WorkflowError
 from dreamcache.dreamcache_core.adapter.strengths import Strengths
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.reference.combining import combine
-from graph import Link, Scene, difference
-from studio import Studio
+from harness.comfyui_server import WorkflowError
+from support.graph import Link, Scene, difference
+from support.studio import Studio
 
 FIRST_LAYERS = {"bottleneck": "middle_block.1", "coarse": "output_blocks.4.1", "medium": "output_blocks.6.1"}
 FIRST_LAYERS["fine"] = "output_blocks.10.1"

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import environment
 import pytest
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.dreamcache_core.adapter.strengths import CURVES
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.unet import TransformerLayer
-from graph import adapter_file
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
 from PIL import Image
 from safetensors.torch import save_file
+from support.graph import adapter_file
 
-AUTHORS_FILE = Path(__file__).parent / "conformance" / "official_format_sd21_mini.pt"
+AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
 
 
 def ask(server: ComfyUIServer, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, Any]:

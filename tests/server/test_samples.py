@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import environment
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
 from dreamcache.nodes.host.generation import SampleSettings, draw_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
-from graph import Scene
-from miniature import models
+from harness import environment
 from PIL import Image
+from support.graph import Scene
+from support.miniature import models
 
 SAMPLES = SampleSettings(seed=5, steps=3, cfg=4.0, resolution=128, negative="blurry")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, WorkflowError
 from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
-from graph import Scene, adapter_file, difference, failure
+from harness.comfyui_server import ComfyUIServer, WorkflowError
+from support.graph import Scene, adapter_file, difference, failure
 
 
 @pytest.fixture

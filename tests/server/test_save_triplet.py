@@ -5,17 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import environment
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, Result
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.training.triplets import open_triplets
-from graph import Graph, Link, failure
+from harness import environment
+from harness.comfyui_server import ComfyUIServer, Result
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from workflow_prompt import PHOTOGRAPH
+from support.graph import Graph, Link, failure
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
 WHITE, BLACK = 0xFFFFFF, 0
 SEED = 1

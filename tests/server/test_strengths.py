@@ -11,8 +11,8 @@ from dreamcache.dreamcache_core.adapter.strengths import CURVES, LIST, at_progre
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.unet import STAGES, group_of, select_layers
 from dreamcache.nodes.host.base_model import structure_of
-from graph import Scene, difference, failure
-from miniature import models
+from support.graph import Scene, difference, failure
+from support.miniature import models
 
 GROUPS = ("bottleneck", "coarse", "medium", "fine")
 

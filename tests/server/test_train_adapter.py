@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, WorkflowError
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from graph import Scene, adapter_file, difference, failure, output, triplets_folder
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, WorkflowError
 from PIL import Image
+from support.graph import Scene, adapter_file, difference, failure, output, triplets_folder
+from support.miniature import models
 
 
 @pytest.fixture(autouse=True)

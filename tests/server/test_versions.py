@@ -7,18 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environment
 import pytest
 import tomllib
 import torch
-from comfyui_server import ComfyUIServer
 from dreamcache.nodes.host.version_check import OLDEST_COMFYUI
-from graph import Graph, Link, Scene, failure, output, triplets_folder
-from miniature import models
-from workflow_prompt import demo_prompt, set_inputs
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
+from harness.workflow_prompt import demo_prompt, set_inputs
+from support.graph import Graph, Link, Scene, failure, output, triplets_folder
+from support.miniature import models
 
 ROOT = environment.ROOT
-PACKS = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "miniature"}
+PACKS = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "support" / "miniature"}
 
 
 def two_subjects(scene: Scene) -> Link:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_server import ComfyUIServer, Prompt
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.training.triplets import open_triplets
-from graph import adapter_file
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, Prompt
+from harness.workflow_prompt import load_prompt, set_inputs, without_reference
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
-from workflow_prompt import load_prompt, set_inputs, without_reference
+from support.graph import adapter_file
+from support.miniature import models
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "workflows").glob("*.json"))
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 TRIPLETS, TRAINING, SAVING, COMPARING = (
     next(path for path in WORKFLOWS if path.stem == f"dreamcache_{name}")
     for name in ("make_triplets", "train_adapter", "save_reference", "compare")
@@ -27,7 +27,7 @@ MINIATURES = {"CheckpointLoaderSimple": "MiniatureModel", "ControlNetLoader": "M
 @pytest.fixture(scope="module")
 def painted(server: ComfyUIServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A picture whose subject is painted over in the mask editor, which makes it transparent there."""
-    image = Image.open(Path(__file__).resolve().parents[1] / "workflows" / "input" / "coffee_cup.jpg").convert("RGBA")
+    image = Image.open(Path(__file__).resolve().parents[2] / "workflows" / "input" / "coffee_cup.jpg").convert("RGBA")
     opacity = Image.new("L", image.size, 255)
     ImageDraw.Draw(opacity).ellipse((80, 15, 480, 390), fill=0)
     image.putalpha(opacity)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_server import WorkflowError
-from graph import Link, Scene, adapter_file, difference, failure, output
-from miniature import models
+from harness.comfyui_server import WorkflowError
 from safetensors.torch import save_file
+from support.graph import Link, Scene, adapter_file, difference, failure, output
+from support.miniature import models
 
-AUTHORS_FILE = Path(__file__).parent / "conformance" / "official_format_sd21_mini.pt"
+AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
 
 
 @pytest.fixture(autouse=True)

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from comfyui_server import ComfyUIServer, Prompt, WorkflowError
 from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.triplet_files import save_sample
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
-from miniature import models
+from harness.comfyui_server import ComfyUIServer, Prompt, WorkflowError
+from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from workflow_prompt import PHOTOGRAPH
+from support.miniature import models
 
 TRIPLETS = "dreamcache_triplets/graph"
 """A folder of ComfyUI's output folder."""

@@ -14,7 +14,7 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
-from miniature import models
+from support.miniature import models
 
 
 class Studio:

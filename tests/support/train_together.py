@@ -19,7 +19,7 @@ from dreamcache.dreamcache_core.training.triplets import open_triplets
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from miniature import models
+from support.miniature import models
 
 SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
 

@@ -19,7 +19,7 @@ from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.recording import Recorded, Recording
 from dreamcache.nodes.host.patching.training import make_trainable, recording_to
-from generated_weights import config_of
+from harness.generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markdown_table import markdown_table
+from harness.markdown_table import markdown_table
 from PIL import Image, ImageDraw, ImageFont
 
 from .measuring import StepCost
@@ -80,7 +80,7 @@ def markdown(results: Results) -> str:
         [
             "# Speed",
             "",
-            f"Measured by `python3 scripts/benchmark.py`: {results.machine}. SD1.5 at full size with generated "
+            f"Measured by `python3 scripts/benchmarks/benchmark.py`: {results.machine}. SD1.5 at full size with generated "
             "weights, CFG on: two rows a picture.",
             "",
             f"![Steps of each variant, as measured and as counted]({PLOT})",

@@ -30,7 +30,7 @@ SEED = 11
 
 def _load_weights_rule() -> Callable[[str, tuple[int, ...], int], Tensor]:
     # By path: inside a ComfyUI server this package is a custom node, and the repository is no package there.
-    path = Path(__file__).resolve().parents[2] / "scripts" / "generated_weights.py"
+    path = Path(__file__).resolve().parents[3] / "scripts" / "harness" / "generated_weights.py"
     spec = importlib.util.spec_from_file_location("dreamcache_generated_weights", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
