@@ -1,7 +1,7 @@
 """Stable Diffusion at full size with generated weights, in a real server: what a reference costs in time and memory.
 
-`python3 scripts/benchmarks/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB of
-disk.
+`python3 scripts/benchmarks/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB
+of disk.
 `python3 scripts/benchmarks/full_size.py SDXL` wants 7 GB of disk besides, and takes longer.
 """
 

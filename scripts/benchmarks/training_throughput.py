@@ -1,8 +1,8 @@
 """Training on Stable Diffusion 1.5 at full size with generated weights: samples a second, memory, and the floor.
 
 `python3 scripts/benchmarks/training_throughput.py` takes the GPU if the Python that runs ComfyUI can, else the CPU,
-where it takes some minutes. It writes `training_speed.md`. The floor is what the operations would take at the rate of large matrix
-products. Pictures are in memory: reading them is not measured.
+where it takes some minutes. It writes `training_speed.md`. The floor is what the operations would take at the rate of
+large matrix products. Pictures are in memory: reading them is not measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
 
-`python3 scripts/release/screenshots.py` makes them all anew, as is due after a change of a workflow or of a node's inputs; with
-names of parts, only these.
+`python3 scripts/release/screenshots.py` takes them all, as is due after a change of a workflow or of a node's inputs;
+with names of parts, only these.
 """
 
 from __future__ import annotations

@@ -21,20 +21,19 @@ from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, Reference
 from dreamcache.dreamcache_core.reference.combining import average, combine
 from dreamcache.dreamcache_core.reference.file import Precision, load_references, make_thumbnail, save_references
 from dreamcache.dreamcache_core.reference.image import resize_to_area, subject_on_white
-from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, select_layers
+from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, UNetStructure, select_layers
 from dreamcache.dreamcache_core.version import VERSION
-from dreamcache.nodes.host.base_model import structure_of
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support.miniature import models
+from support.structures import SD15, generated_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def structure():
-    return structure_of(models.unet_patcher("sd15"))
+@pytest.fixture
+def structure() -> UNetStructure:
+    return SD15
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch
 @pytest.mark.parametrize("references", [1, 2])
 def test_a_fused_adapter_makes_the_same_change(structure, references: int) -> None:
     adapter = Adapter(select_layers(structure.layers), structure.base_model)
-    adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
+    adapter.load_state_dict(generated_state(adapter))
     fused = fuse(adapter)
     for layer in adapter.layers:
         x, self_attention, cached = (torch.randn(rows, 6, layer.channels) for rows in (4, 4, references))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
+from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer
 from dreamcache.dreamcache_core.evaluation.metrics import Picture, SubjectMeasure, Yardsticks, mean_scores
 from dreamcache.dreamcache_core.io.images import to_tensor
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from support.small_networks import SIDE, in_authors_names, new_dino, write
 
 
 class ByColour:
@@ -88,29 +84,3 @@ def test_a_picture_is_like_itself_and_masked_it_is_whatever_its_background(photo
     assert scores["DINO"] < 0.99
     another = torch.where(mask.bool().unsqueeze(-1), photograph.flip(0, 1, 2), photograph)
     assert measure.measure(Picture(another, mask))["DINO masked"] < 0.99
-
-
-def test_dinos_network_computes_what_hugging_faces_does(photograph: torch.Tensor, tmp_path: Path) -> None:
-    dino = new_dino()
-    ours = load_vision_transformer(write(dino, tmp_path / "dino.safetensors"))
-    assert ours
-    pixels = ours.preprocess(photograph.unsqueeze(0))
-    assert pixels.shape == (1, 3, SIDE, SIDE)
-    theirs = dino(pixels).last_hidden_state[:, 0]
-    torch.testing.assert_close(ours(pixels), theirs, rtol=1e-5, atol=1e-5)
-
-    torch.save(in_authors_names(load_file(tmp_path / "dino.safetensors")), tmp_path / "dino.pth")
-    again = load_vision_transformer(tmp_path / "dino.pth")
-    assert again
-    assert torch.equal(again(pixels), ours(pixels))
-
-
-def test_other_networks_are_told_from_dinos(tmp_path: Path) -> None:
-    tensors = in_authors_names(load_file(write(new_dino(), tmp_path / "dino.safetensors")))
-    save_file({**tensors, "blocks.0.ls1.gamma": torch.ones(128)}, tmp_path / "dinov2.safetensors")
-    assert load_vision_transformer(tmp_path / "dinov2.safetensors") is None
-    save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
-    assert load_vision_transformer(tmp_path / "other.safetensors") is None
-    (tmp_path / "damaged.pth").write_bytes(b"PK")
-    with pytest.raises(DreamCacheError, match=r"^damaged\.pth cannot be read: [^.]+\.$"):
-        load_vision_transformer(tmp_path / "damaged.pth")

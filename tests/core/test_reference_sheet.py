@@ -9,9 +9,6 @@ from dreamcache.dreamcache_core.figures.reference_sheet import feature_colours, 
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
 from dreamcache.dreamcache_core.unet import TransformerLayer
-from harness.comfyui_server import ComfyUIServer
-from PIL import Image
-from support.graph import Scene
 
 
 def test_alike_features_have_like_colours_in_every_reference_and_others_other_ones() -> None:
@@ -50,25 +47,3 @@ def test_what_a_mask_leaves_out_is_pale() -> None:
     x = 272 + 264
     assert torch.equal(masked[:, x : x + 128], plain[:, x : x + 128])
     assert masked[:, x + 128 : x + 256].min() > 0.75 > plain[:, x + 128 : x + 256].min()
-
-
-def test_the_node_shows_the_picture_beside_every_layer(server: ComfyUIServer) -> None:
-    scene = Scene(server)
-    other = scene.encode(resolution=64)
-    named = {"references.reference_1": scene.reference, "references.reference_2": other}
-    both = scene.add("DreamCacheCombineReferences", mode="concatenate", strengths="", **named)
-    scene.add("DreamCachePreviewReferenceCache", reference_cache=both)
-    (shown,) = (output for output in server.run(scene.prompt).outputs.values() if "images" in output)
-    sheet = Image.open(server.download(shown["images"][0], server.base / "sheet.png"))
-    # A column of labels, one of pictures, and one for each of 8 layers, each 256 pixels wide with a gap of 8.
-    assert sheet.width == 256 + 16 + 9 * 264
-    for row, resolution in enumerate((128, 64)):
-        top = sheet.height - (2 - row) * 264
-        places = [(272 + 264 * column, top) for column in range(9)]
-        crops = [sheet.crop((x, y, x + 256, y + 256)).convert("RGB") for x, y in places]
-        colours = [crop.getcolors(2**16) or [] for crop in crops]
-        # The picture has many, and a layer at most one for each of its tokens.
-        assert len(colours[0]) > 1000
-        assert [len(each) for each in colours[1:]] == [
-            (resolution // pixels) ** 2 for pixels in (8, 16, 32, 64, 32, 16, 16, 8)
-        ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
-from dreamcache.dreamcache_core.training.processes import Processes, join_processes
+from dreamcache.dreamcache_core.training.processes import Processes
 from dreamcache.dreamcache_core.training.triplet_files import save_sample
 from harness import environment
 from PIL import Image
@@ -41,8 +39,8 @@ def test_two_processes_train_as_one_and_go_on_where_they_stopped(triplets: Path,
             "--num_processes",
             "2",
         ]
-        command = [*launch, "-m", "train_together", triplets, tmp_path / "two", str(steps)]
-        subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=300)
+        command = [*launch, "-m", "support.train_together", triplets, tmp_path / "two", str(steps)]
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True, timeout=300)
 
     train_in_two(2)
     train_in_two(4)
@@ -53,14 +51,6 @@ def test_two_processes_train_as_one_and_go_on_where_they_stopped(triplets: Path,
     start = weights(new_adapter(models.unet_patcher("sd15")).state_dict())
     # Measured: 7e-5.
     assert (two - one).norm() < 1e-3 * (one - start).norm()
-
-
-def test_accelerate_that_is_not_there_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert join_processes(cpu=True) == Processes()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DreamCacheError, match=r"^Accelerate is not installed, .* pip install accelerate"):
-        join_processes(cpu=True)
 
 
 def weights(state: Mapping[str, torch.Tensor]) -> torch.Tensor:

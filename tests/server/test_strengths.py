@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from dreamcache.dreamcache_core.adapter.strengths import CURVES, LIST, at_progress, make_curve
-from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.unet import STAGES, group_of, select_layers
-from dreamcache.nodes.host.base_model import structure_of
 from support.graph import Scene, difference, failure
-from support.miniature import models
 
 GROUPS = ("bottleneck", "coarse", "medium", "fine")
 
@@ -43,13 +37,6 @@ def test_as_it_comes_it_changes_nothing(server, whole: torch.Tensor) -> None:
     assert torch.equal(drawn(server, over_sampling="constant"), whole)
 
 
-def test_layers_are_grouped_by_resolution() -> None:
-    layers = select_layers(structure_of(models.unet_patcher("sd15")).layers, STAGES)
-    groups = [group_of(layer, layers) for layer in layers]
-    assert groups[:3] == ["fine", "medium", "coarse"]
-    assert groups[3:] == ["bottleneck", "coarse", "medium", "medium", "fine"]
-
-
 def test_each_group_has_a_factor_of_its_own(server, plain: torch.Tensor, whole: torch.Tensor) -> None:
     nothing: dict[str, Any] = dict.fromkeys(GROUPS, 0.0)
     half: dict[str, Any] = dict.fromkeys(GROUPS, 0.5)
@@ -71,19 +58,6 @@ def test_a_curve_is_followed_in_the_course_of_sampling(server, whole: torch.Tens
         # The first step is at the very beginning.
         first = drawn(server, over_sampling=curve, steps=1)
         assert torch.equal(first, drawn(server, apply={"strength": float(number)}, steps=1))
-
-
-def test_eased_curves_rise_from_nothing_to_all() -> None:
-    curve = CURVES["ease in"]
-    assert (curve[0], curve[len(curve) // 2], curve[-1]) == (0.0, 0.5, 1.0)
-    assert sorted(curve) == list(curve)
-    assert list(at_progress((2.0, 0.0, 1.0), np.array([0.25, 0.5, 0.75]))) == [1, 0, 0.5]
-
-
-@pytest.mark.parametrize("text", ["", "one", "1,,x", "0.5 -0.1", "3", "nan"])
-def test_what_is_no_list_of_strengths_is_refused(text: str) -> None:
-    with pytest.raises(DreamCacheError, match="is no list of strengths: write numbers from 0 to 2"):
-        make_curve(LIST, text)
 
 
 def test_a_wrong_list_is_told_of_at_its_node(server) -> None:

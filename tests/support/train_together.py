@@ -1,4 +1,7 @@
-"""A training of a miniature, in as many processes as a launcher starts: `-m train_together TRIPLETS OUTPUT STEPS`."""
+"""Train a miniature, in as many processes as a launcher starts.
+
+Run in tests/ as `python -m support.train_together TRIPLETS OUTPUT STEPS`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import conftest  # noqa: F401  # It imports the pack.
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.batches import make_batches
@@ -19,6 +21,7 @@ from dreamcache.dreamcache_core.training.triplets import open_triplets
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
+from support import pack  # noqa: F401  # First, since it makes ComfyUI importable.
 from support.miniature import models
 
 SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)

@@ -80,8 +80,8 @@ def markdown(results: Results) -> str:
         [
             "# Speed",
             "",
-            f"Measured by `python3 scripts/benchmarks/benchmark.py`: {results.machine}. SD1.5 at full size with generated "
-            "weights, CFG on: two rows a picture.",
+            f"Measured by `python3 scripts/benchmarks/benchmark.py`: {results.machine}. SD1.5 at full size with "
+            "generated weights, CFG on: two rows a picture.",
             "",
             f"![Steps of each variant, as measured and as counted]({PLOT})",
             "",
