@@ -11,9 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from dreamcache_core.training.processes import Processes
-from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
+from dreamcache.dreamcache_core.adapter.network import Adapter, AdapterLayer, attend, untrained_adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.training.loss import Batch, EncodedPrompts, denoising_loss
+from dreamcache.dreamcache_core.training.processes import Processes
+from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.trainer import Trainer
+from dreamcache.dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
+from dreamcache.dreamcache_core.unet import Stage
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.demo_network import DemoNetworks
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
 
 from . import attention
 from .loop import ALONE, on_device
@@ -32,7 +41,7 @@ class Variant:
     """
 
     name: str = "as it ships"
-    stages: Sequence[str] = ("middle", "decoder")
+    stages: Sequence[Stage] = ("middle", "decoder")
     timestep: int = 1
     caption: bool = False
     sums: bool = False
@@ -56,53 +65,43 @@ VARIANTS = (
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What of the pack the training takes, as ComfyUI imports it: its `core`, and its modules of these names."""
+    """Trains adapters on a demo model."""
 
-    core: Any
-    patching: Any
-    frozen_base: Any
+    networks: DemoNetworks
 
-    def settings(self, steps: int) -> Any:
+    @staticmethod
+    def settings(steps: int) -> TrainingSettings:
         """The network is much smaller than the paper's, so it learns at a higher rate, and must from fewer samples."""
-        return self.core.TrainingSettings(
+        return TrainingSettings(
             steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=TIMESTEP_BIAS
         )
 
-    def untrained(self, networks: Any, variant: Variant) -> Any:
-        adapter = self.core.untrained_adapter(self.patching.structure_of(networks.model), 0, variant.stages)
+    def untrained(self, variant: Variant) -> Adapter:
+        adapter = untrained_adapter(structure_of(self.networks.model), 0, variant.stages)
         if not variant.sums:
             return adapter
-        summed = self.core.Adapter(adapter.layers, adapter.base_model, layer_type=_summed(self.core.AdapterLayer))
+        summed = Adapter(adapter.layers, adapter.base_model, layer_type=_SummedLayer)
         summed.load_state_dict(adapter.state_dict(), strict=False)
         for layer in summed.layers:
             for parameter in summed[layer.name].to_out.parameters():
                 torch.nn.init.zeros_(parameter)
         return summed
 
-    def base_of(self, networks: Any, adapter: Any, variant: Variant) -> Any:
+    def base_of(self, adapter: Adapter, variant: Variant) -> DemoBase:
         """What an adapter is trained on, not loaded yet."""
-        kind = _demo_base(self.frozen_base.ComfyUIBase, variant)
-        return kind(networks.model, networks.vae, networks.clip, adapter, torch.bfloat16)
+        return DemoBase(self.networks, adapter, variant)
 
-    def run(
-        self,
-        networks: Any,
-        scenes: Scenes,
-        folder: Path,
-        steps: int,
-        variant: Variant,
-        processes: Processes = ALONE,
-    ) -> Any:
+    def run(self, scenes: Scenes, folder: Path, steps: int, variant: Variant, processes: Processes = ALONE) -> Trainer:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
-        settings, adapter = self.settings(steps), self.untrained(networks, variant)
-        base = self.base_of(networks, adapter, variant)
+        settings, adapter = self.settings(steps), self.untrained(variant)
+        base = self.base_of(adapter, variant)
         base.load()
-        trainer = self.core.Trainer(base, adapter, settings, processes.average)
-        done = self.core.resume(trainer, folder)
+        trainer = Trainer(base, adapter, settings, processes.average)
+        done = resume(trainer, folder)
         batches = self._batches(base, scenes, settings, done, processes)
         processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
         losses, started = [], time.monotonic()
-        for progress in self.core.run(trainer, batches, folder, every=250, save=processes.is_main):
+        for progress in run(trainer, batches, folder, every=250, save=processes.is_main):
             losses.append(progress.loss)
             if progress.step % 100 == 0:
                 seconds = (time.monotonic() - started) / len(losses)
@@ -111,22 +110,22 @@ class Training:
         return trainer
 
     @torch.no_grad()
-    def loss(self, networks: Any, scenes: Scenes, adapter: Any, variant: Variant = AS_IT_SHIPS) -> float:
+    def loss(self, scenes: Scenes, adapter: Adapter, variant: Variant = AS_IT_SHIPS) -> float:
         """Of the trainer, the mean over scenes: always at the same timesteps, with the same noise."""
-        base = self.base_of(networks, adapter, variant)
+        base = self.base_of(adapter, variant)
         base.load()
         losses = []
         for start in range(0, len(scenes), 64):
             part = slice(start, start + 64)
             base.captions = scenes.captions[part]
             latents, references = scenes.latents[part].float(), scenes.references[part].float()
-            batch = self.core.Batch(range(len(scenes))[part], latents, references, base.captions)
-            losses.append(self.core.denoising_loss(base, batch, self.settings(0)))
+            batch = Batch(range(len(scenes))[part], latents, references, base.captions)
+            losses.append(denoising_loss(base, batch, self.settings(0)))
         return float(torch.cat(losses).mean())
 
     def _batches(
-        self, base: Any, scenes: Scenes, settings: Any, first_step: int, processes: Processes
-    ) -> Iterator[list[Any]]:
+        self, base: DemoBase, scenes: Scenes, settings: TrainingSettings, first_step: int, processes: Processes
+    ) -> Iterator[list[Batch]]:
         for number in itertools.count(first_step * processes.count + processes.index, processes.count):
             random = np.random.default_rng([5, settings.seed, number])
             chosen = random.integers(len(scenes), size=settings.batch)
@@ -134,7 +133,7 @@ class Training:
             empty = random.random(settings.batch) < EMPTY_PROMPT_PROBABILITY
             base.captions = captions
             yield [
-                self.core.Batch(
+                Batch(
                     numbers=range(number * settings.batch, (number + 1) * settings.batch),
                     targets=scenes.latents[on_device(chosen)].float(),
                     references=scenes.references[on_device(chosen)].float(),
@@ -143,37 +142,37 @@ class Training:
             ]
 
 
-def _demo_base(comfyui_base: type, variant: Variant) -> type:
+class DemoBase(ComfyUIBase):
     """A frozen base that takes latents for pictures, since those of scenes are known, and varies the caching pass."""
 
-    class DemoBase(comfyui_base):
-        captions: Sequence[str] = ()
-        """Of the scenes that the next references belong to."""
-        timestep = variant.timestep
+    captions: Sequence[str] = ()
+    """Of the scenes that the next references belong to."""
 
-        def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
-            return images
+    def __init__(self, networks: DemoNetworks, adapter: Adapter, variant: Variant) -> None:
+        super().__init__(networks.model, networks.vae, networks.clip, adapter, torch.bfloat16)
+        self.timestep = variant.timestep
+        self._caption = variant.caption
 
-        def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> Any:
-            if variant.caption:
-                self._empty_prompt = self.encode_prompts(self.captions)
-            return super().cache(latents, noise)
+    def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
+        return images
 
-        def _evaluate(self, noised: Any, sigma: Any, prompts: Any, options: Any) -> torch.Tensor:
-            return super()._evaluate(noised, sigma, prompts, {**options, **attention.options()})
+    def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+        if self._caption:
+            self._empty_prompt = self.encode_prompts(self.captions)
+        return super().cache(latents, noise)
 
-    return DemoBase
+    def _evaluate(
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Any
+    ) -> torch.Tensor:
+        return super()._evaluate(noised, sigma, prompts, {**options, **attention.options()})
 
 
-def _summed(adapter_layer: type) -> type:
-    class SummedLayer(adapter_layer):
-        """x + SelfAttn + CrossAttn, in place of the Linear of both."""
+class _SummedLayer(AdapterLayer):
+    """x + SelfAttn + CrossAttn, in place of the Linear of both."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            del self.linear_cat
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.linear_cat
 
-        def forward(self, x: Any, self_attention: Any, key: Any, value: Any, attention: Any = None) -> torch.Tensor:
-            return self.to_out(self._attend(x, key, value, attention))
-
-    return SummedLayer
+    def forward(self, x: Any, self_attention: Any, key: Any, value: Any, attention: Any = attend) -> torch.Tensor:
+        return self.to_out(self._attend(x, key, value, attention))

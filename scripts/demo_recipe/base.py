@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dreamcache.nodes.host.demo_network import DemoNetworks
 from torch import nn
 
 from . import attention
@@ -19,7 +20,7 @@ NO_PROMPT = 0.1
 """How often the prompt is left out, for the negative prompt of guidance."""
 
 
-def train_base(networks: Any, steps: int = STEPS, batch: int = BATCH) -> dict[str, torch.Tensor]:
+def train_base(networks: DemoNetworks, steps: int = STEPS, batch: int = BATCH) -> dict[str, torch.Tensor]:
     """Train with the usual denoising loss, for v. Returns weights named `unet.…` and `text_encoder.…`."""
     unet, text_encoder = networks.model.model.diffusion_model, networks.clip.cond_stage_model
     # ComfyUI's are in float16, in which what AdamW keeps of gradients is 0.

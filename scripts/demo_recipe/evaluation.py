@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.nodes.host.demo_network import DemoNetworks
+from dreamcache.nodes.host.generation import SampleSettings, draw
+from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.reference import encode_reference
 from PIL import Image
 
 from .adapter import AS_IT_SHIPS, Variant
@@ -20,7 +25,7 @@ from .scenes import SEEN, augmented_reference, reference, seen
 from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
-SAMPLING = {"steps": 25, "cfg": 3.5, "sampler": "dpmpp_2m", "scheduler": "normal", "resolution": SIZE}
+SAMPLING = SampleSettings(steps=25, cfg=3.5, sampler="dpmpp_2m", scheduler="normal", resolution=SIZE)
 IMAGE_GUIDANCE = 5.0
 """What the template sets Apply DreamCache to."""
 TOGETHER = 24
@@ -180,17 +185,18 @@ def _correlation(first: torch.Tensor, second: torch.Tensor, weight: torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """Draws cases as the nodes do. `core` and others: the pack's modules, `encode` its encode_reference."""
+    """Draws cases as the nodes do."""
 
-    core: Any
-    patching: Any
-    samples: Any
-    encode: Any
-    networks: Any
+    networks: DemoNetworks
 
     @torch.no_grad()
     def draw(
-        self, of: Sequence[Case], adapter: Any = None, seed: int = 0, variant: Variant = AS_IT_SHIPS, **changes: Any
+        self,
+        of: Sequence[Case],
+        adapter: ModelPatcher | None = None,
+        seed: int = 0,
+        variant: Variant = AS_IT_SHIPS,
+        **changes: float,
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
@@ -199,28 +205,28 @@ class Studio:
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
             some = of[start : start + TOGETHER]
-            settings = self.samples.SampleSettings(seed=seed + start, **{**SAMPLING, **changes})
+            settings = replace(SAMPLING, seed=seed + start, **changes)
             model = self.networks.model
             if adapter is not None:
-                model = settings.inject(model, adapter, self._cache(some, variant), per_latent=True)
+                model = settings.inject(model, adapter, replace(self._cache(some, variant), per_latent=True))
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures
 
     @torch.no_grad()
-    def draw_with_views(self, case: Case, adapter: Any, views: int, seed: int) -> np.ndarray:
+    def draw_with_views(self, case: Case, adapter: ModelPatcher, views: int, seed: int) -> np.ndarray:
         """A picture of a case from so many views of its subject, each as the training recipe makes references: moved,
         mirrored or not, and with something in front of it in two of five.
         """
         references = [augmented_reference(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = replace(SAMPLING, seed=seed, image_guidance=IMAGE_GUIDANCE)
         cache = self._encode_references(_images(references), 1)
         model = settings.inject(self.networks.model, adapter, cache)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
 
     @torch.no_grad()
-    def draw_pair(self, left: Case, right: Case, adapter: Any, seed: int) -> np.ndarray:
+    def draw_pair(self, left: Case, right: Case, adapter: ModelPatcher, seed: int) -> np.ndarray:
         """Two subjects side by side, (128, 256, 3) uint8: each has its prompt's area, and is Apply's region."""
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = replace(SAMPLING, seed=seed, image_guidance=IMAGE_GUIDANCE)
         model, positive, side = self.networks.model, [], SIZE // 8
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
@@ -231,7 +237,7 @@ class Studio:
             positive.append([context, {**values, "area": area, "set_area_to_bounds": False, "strength": 1.0}])
         return self._draw(model, positive, 2 * SIZE, settings)[0]
 
-    def _cache(self, some: Sequence[Case], variant: Variant) -> Any:
+    def _cache(self, some: Sequence[Case], variant: Variant) -> ReferenceCache:
         """What the model sees in the reference of each."""
         references = _images([reference(case.subject) for case in some])
         if not variant.caption:
@@ -239,20 +245,22 @@ class Studio:
         latents = self.networks.vae.encode(references)
         noise = torch.from_numpy(np.random.default_rng(0).standard_normal(latents.shape, dtype=np.float32))
         prompts = [case.prompt for case in some]
-        return self.patching.record_references(
+        return record_references(
             self.networks.model, latents, noise, self._encode(prompts), variant.timestep, "captions"
         )
 
-    def _encode_references(self, references: torch.Tensor, timestep: int) -> Any:
+    def _encode_references(self, references: torch.Tensor, timestep: int) -> ReferenceCache:
         """What Encode Reference gives of references (batch, 128, 128, 3), 0…1."""
         networks = self.networks
-        return self.encode.DreamCacheEncodeReference.execute(
-            networks.model, networks.vae, references, networks.clip, timestep=timestep, seed=0, resolution=SIZE
-        )[0]
+        return encode_reference(
+            networks.model, networks.vae, networks.clip, references, timestep=timestep, resolution=SIZE
+        )
 
-    def _draw(self, model: Any, positive: list, width: int, settings: Any, batch: int = 1) -> list[np.ndarray]:
+    def _draw(
+        self, model: ModelPatcher, positive: list, width: int, settings: SampleSettings, batch: int = 1
+    ) -> list[np.ndarray]:
         latent = {"samples": torch.zeros(batch, 4, SIZE // 8, width // 8)}
-        drawn = self.samples.draw(model, self.networks.vae, positive, self._encode([""]), latent, settings)
+        drawn = draw(model, self.networks.vae, positive, self._encode([""]), latent, settings)
         return list((drawn.clamp(0, 1) * 255).round().byte().numpy())
 
     def _encode(self, prompts: Sequence[str]) -> list:

@@ -9,15 +9,14 @@ nothing, on the U-Net as it then is.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at
+from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
 
-from dreamcache_core.training.processes import Processes
-
-from .adapter import AS_IT_SHIPS, TIMESTEP_BIAS, Training
+from .adapter import AS_IT_SHIPS, TIMESTEP_BIAS, DemoBase, Training
 from .artwork import DEMO
 from .base import NO_PROMPT
 from .loop import on_device, train
@@ -31,11 +30,10 @@ NO_REFERENCE = 0.25
 
 
 def train_together(
-    training: Training, networks: Any, adapter: Any, scenes: Scenes, processes: Processes, steps: int = STEPS
+    training: Training, adapter: Adapter, scenes: Scenes, processes: Processes, steps: int = STEPS
 ) -> dict[str, torch.Tensor]:
     """Train with the trainer's loss. Returns the U-Net's weights, named `unet.…`."""
-    core = training.core
-    base = training.base_of(networks, adapter, AS_IT_SHIPS)
+    base = training.base_of(adapter, AS_IT_SHIPS)
     base.load()
     network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
     # In order, so that the empty one is the first.
@@ -53,7 +51,7 @@ def train_together(
         prompts[on_device(random.random(BATCH)) < NO_PROMPT] = 0
         noises = [on_device(random.standard_normal(latents.shape, dtype=np.float32)) for _ in range(2)]
         read = None if random.random() < NO_REFERENCE else references
-        return loss(core, base, latents, read, contexts[prompts], on_device(random.random(BATCH)), *noises)
+        return loss(base, latents, read, contexts[prompts], on_device(random.random(BATCH)), *noises)
 
     trained = train(
         network, loss_of_step, DEMO / "joint", steps=steps, learning_rate=1e-3, falling=0.4, processes=processes
@@ -62,8 +60,7 @@ def train_together(
 
 
 def loss(
-    core: Any,
-    base: Any,
+    base: DemoBase,
     latents: torch.Tensor,
     references: torch.Tensor | None,
     context: torch.Tensor,
@@ -73,5 +70,5 @@ def loss(
 ) -> torch.Tensor:
     """The trainer's loss of a batch, with references or without. `uniform`: what timesteps are drawn with, 0…1."""
     cache = None if references is None else base.cache(references, noise_of_references)
-    timesteps = core.training.biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)
-    return core.training.loss_at(base, latents, timesteps, noise, core.EncodedPrompts(context), cache).mean()
+    timesteps = biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)
+    return loss_at(base, latents, timesteps, noise, EncodedPrompts(context), cache).mean()

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
+from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
-
-from dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
-from dreamcache_core.training.processes import Processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALONE = Processes()

@@ -1,23 +1,22 @@
 """The recipe of the demo model, step by step; each can be stopped at any moment, and goes on when it is run again.
 What it makes lies in .dev/demo, but for what ships, which is put where it belongs.
 
-python3 scripts/make_demo.py artwork       fetches the subjects (with npm)
-python3 scripts/make_demo.py autoencoder   trains what turns pictures into latents and back
-python3 scripts/make_demo.py scenes        draws scenes and references, and encodes them
-python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
-python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
-python3 scripts/make_demo.py joint         goes on with the U-Net, together with an adapter
-python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
-python3 scripts/make_demo.py gpu           goes on with both on a GPU
-python3 scripts/make_demo.py yardstick     trains what measures them, and puts it where tests find it
-python3 scripts/make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
-python3 scripts/make_demo.py ablations     trains adapters that differ in one thing each, and measures them
+make_demo.py artwork       fetches the subjects (with npm)
+make_demo.py autoencoder   trains what turns pictures into latents and back
+make_demo.py scenes        draws scenes and references, and encodes them
+make_demo.py decoder       goes on with what turns latents into pictures
+make_demo.py base          trains U-Net and text encoder, and writes the model's file
+make_demo.py joint         goes on with the U-Net, together with an adapter
+make_demo.py adapter       trains the adapter, and writes its file
+make_demo.py gpu           goes on with both on a GPU
+make_demo.py yardstick     trains what measures them, and puts it where tests find it
+make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
+make_demo.py ablations     trains adapters that differ in one thing each, and measures them
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -26,40 +25,37 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from harness import environment
 
 # glibc gives the memory of a large tensor back at once, and getting it anew takes as long as computing what is in it.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
-ENVIRONMENT = environment.enter()
+ENVIRONMENT = environment.enter(pack=False)
 
 import torch  # noqa: E402
-from comfy.cli_args import args  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
 
-from dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
-from dreamcache_core.train import import_pack  # noqa: E402
-from dreamcache_core.training.processes import join_processes  # noqa: E402
-
-# The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
-args.use_pytorch_cross_attention = True
-# Weights that are trained, on a GPU too, where ComfyUI halves them.
-args.force_fp32 = args.fp32_text_enc = args.fp32_vae = True
-args.cpu = not torch.cuda.is_available()
-
-PACK = import_pack(ENVIRONMENT.comfyui, args.cpu)
-# The pack's modules as ComfyUI imports them: its classes are others than those of a core that is imported by itself.
-CORE, NETWORK, PATCHING, FROZEN_BASE, SAMPLES, ENCODE = (
-    importlib.import_module(f"{PACK.__name__}.{name}")
-    for name in (
-        "dreamcache_core",
-        "nodes.demo_network",
-        "nodes.patching",
-        "nodes.frozen_base",
-        "nodes.samples",
-        "nodes.encode_reference",
-    )
+environment.import_pack(
+    ENVIRONMENT,
+    cpu=not torch.cuda.is_available(),
+    # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.
+    use_pytorch_cross_attention=True,
+    # Weights that are trained, on a GPU too, where ComfyUI halves them.
+    force_fp32=True,
+    fp32_text_enc=True,
+    fp32_vae=True,
 )
+
+from comfy.cli_args import args  # noqa: E402
+from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter  # noqa: E402
+from dreamcache.dreamcache_core.adapter.provenance import Provenance  # noqa: E402
+from dreamcache.dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
+from dreamcache.dreamcache_core.training.processes import join_processes  # noqa: E402
+from dreamcache.nodes.host import demo_network  # noqa: E402
+from dreamcache.nodes.host.base_model import weights_of  # noqa: E402
+from dreamcache.nodes.host.patching.injection import wrap_adapter, wrap_for_sampling  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from demo_recipe import (  # noqa: E402
     adapter,
@@ -83,7 +79,7 @@ STEPS = (
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
 ADAPTER = SHIPPED / "adapter.safetensors"
-YARDSTICK = environment.ROOT / "tests" / "subjects" / "yardstick.safetensors"
+YARDSTICK = environment.ROOT / "tests" / "support" / "subjects" / "yardstick.safetensors"
 
 _THEN, _TOGETHER = ", then ", "triplets together with an adapter"
 
@@ -97,14 +93,16 @@ def main() -> None:
         case "artwork":
             artwork.fetch()
         case "autoencoder":
-            weights = autoencoder.train_autoencoder(NETWORK.DemoAutoencoder(), options.count or autoencoder.STEPS)
+            weights = autoencoder.train_autoencoder(demo_network.DemoAutoencoder(), options.count or autoencoder.STEPS)
             save_file({f"autoencoder.{name}": tensor for name, tensor in weights.items()}, package.AUTOENCODER)
         case "decoder":
-            network = NETWORK.demo_networks(load_file(package.AUTOENCODER)).vae.first_stage_model
+            network = demo_network.demo_networks(load_file(package.AUTOENCODER)).vae.first_stage_model
             weights = autoencoder.train_decoder(network, options.count or autoencoder.DECODER_STEPS)
             save_file({f"autoencoder.{name}": tensor for name, tensor in weights.items()}, package.DECODER)
         case "scenes":
-            scenes.write_scenes(NETWORK.demo_networks(load_file(package.AUTOENCODER)), options.count or scenes.COUNT)
+            scenes.write_scenes(
+                demo_network.demo_networks(load_file(package.AUTOENCODER)), options.count or scenes.COUNT
+            )
         case "base":
             _make_base(options.count or base.STEPS)
         case "joint":
@@ -126,7 +124,7 @@ def main() -> None:
 
 def _make_base(steps: int) -> None:
     weights = load_file(package.AUTOENCODER)
-    weights |= base.train_base(NETWORK.demo_networks(weights), steps)
+    weights |= base.train_base(demo_network.demo_networks(weights), steps)
     # The same latents, and better pictures of them.
     weights |= load_file(package.DECODER)
     _write_model(weights, f"{steps:,} of {base.BATCH} scenes")
@@ -135,12 +133,12 @@ def _make_base(steps: int) -> None:
 
 def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
     """`trainings`: all that it has had, in words."""
-    networks = NETWORK.demo_networks(weights)
+    networks = demo_network.demo_networks(weights)
     header = package.provenance(steps=_THEN.join(trainings))
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
-    package.write_model(MODEL, NETWORK.FILE_KIND, NETWORK.FILE_VERSION, weights, header)
+    package.write_model(MODEL, demo_network.FILE_KIND, demo_network.FILE_VERSION, weights, header)
 
 
 def _trainings() -> list[str]:
@@ -151,12 +149,12 @@ def _trainings() -> list[str]:
 def _make_joint(steps: int) -> None:
     processes = join_processes(args.cpu)
     weights = load_file(MODEL)
-    networks = NETWORK.demo_networks(weights)
-    training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
-    begun = training.untrained(networks, adapter.AS_IT_SHIPS)
+    networks = demo_network.demo_networks(weights)
+    training = adapter.Training(networks)
+    begun = training.untrained(adapter.AS_IT_SHIPS)
     if ADAPTER.exists():
-        begun.load_state_dict(CORE.load_adapter(ADAPTER).adapter.state_dict())
-    trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
+        begun.load_state_dict(load_adapter(ADAPTER).adapter.state_dict())
+    trained = joint.train_together(training, begun, scenes.read_scenes(), processes, steps)
     if processes.is_main:
         weights |= trained
         # Run again, it goes on: these steps are all that it has had.
@@ -166,14 +164,14 @@ def _make_joint(steps: int) -> None:
 
 def _make_adapter(steps: int) -> None:
     processes = join_processes(args.cpu)
-    networks = NETWORK.demo_networks(load_file(MODEL))
-    training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
+    networks = demo_network.demo_networks(load_file(MODEL))
+    training = adapter.Training(networks)
     triplets = scenes.read_scenes()
-    trainer = training.run(networks, triplets, artwork.DEMO / "adapter", steps, adapter.AS_IT_SHIPS, processes)
+    trainer = training.run(triplets, artwork.DEMO / "adapter", steps, adapter.AS_IT_SHIPS, processes)
     if not processes.is_main:
         return
-    trained = CORE.trained_adapter(trainer, PATCHING.weights_of(networks.model).base_hash, len(triplets))
-    CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    trained = trainer.finished_adapter(weights_of(networks.model).base_hash, len(triplets))
+    save_adapter(ADAPTER, trained, torch.float16, package.provenance())
     print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
 
 
@@ -182,10 +180,10 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     queue = on_gpu.start_drawing(on_gpu.workers())
     output.mkdir(parents=True, exist_ok=True)
     weights = load_file(MODEL)
-    networks = NETWORK.demo_networks(weights)
-    file = CORE.load_adapter(ADAPTER)
+    networks = demo_network.demo_networks(weights)
+    file = load_adapter(ADAPTER)
     trained = file.adapter.float().to(loop.DEVICE).train()
-    base = adapter.Training(CORE, PATCHING, FROZEN_BASE).base_of(networks, trained, adapter.AS_IT_SHIPS)
+    base = adapter.Training(networks).base_of(trained, adapter.AS_IT_SHIPS)
     contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
     clock.say(f"{len(contexts)} captions are encoded")
     autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
@@ -196,18 +194,18 @@ def _make_on_gpu(seconds: int, output: Path) -> None:
     while pool.count < on_gpu.FIRST:
         pool.fill(wait=True)
     clock.say(f"{pool.count} scenes are drawn")
-    steps = on_gpu.train_together(CORE, base, trained, pool, clock, output)
-    steps_of_adapter = on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
+    steps = on_gpu.train_together(base, trained, pool, clock, output)
+    steps_of_adapter = on_gpu.train_adapter(base, trained, pool, clock, output)
     weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
     _write_model(weights, *_trainings(), f"{steps:,} of {on_gpu.BATCH:,} {_TOGETHER}, on a GPU")
-    provenance = CORE.Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
+    provenance = Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
     trained.provenance = (*trained.provenance, provenance)
-    CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    save_adapter(ADAPTER, trained, torch.float16, package.provenance())
 
 
 def _make_results(options: argparse.Namespace) -> None:
     studio, judge = _studio()
-    trained = PATCHING.wrap_for_sampling(CORE.load_adapter(ADAPTER).adapter)
+    trained = wrap_for_sampling(load_adapter(ADAPTER).adapter)
     parts = {"strip": results.write_strip, "sheet": results.write_sheet, "scores": results.write_scores}
     parts |= {"views": results.write_views, "pairs": results.write_pairs}
     for part in options.parts or parts:
@@ -216,24 +214,24 @@ def _make_results(options: argparse.Namespace) -> None:
 
 def _make_ablations(steps: int) -> None:
     studio, judge = _studio(package.BASE)
-    training, triplets = adapter.Training(CORE, PATCHING, FROZEN_BASE), scenes.read_scenes()
+    training, triplets = adapter.Training(studio.networks), scenes.read_scenes()
     unseen = scenes.encode_scenes(studio.networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
     ablations = {}
     for variant in adapter.VARIANTS:
         folder = artwork.DEMO / "ablations" / variant.name.replace(" ", "_")
-        trained = training.run(studio.networks, triplets, folder, steps, variant).averaged_adapter()
-        loss = training.loss(studio.networks, unseen, trained, variant)
+        trained = training.run(triplets, folder, steps, variant).averaged_adapter()
+        loss = training.loss(unseen, trained, variant)
         print(f"{variant.name}: loss of held-out scenes {loss:.4f}", flush=True)
-        ablations[variant] = results.Ablation(PATCHING.wrap_adapter(trained), loss)
-    without = training.loss(studio.networks, unseen, training.untrained(studio.networks, adapter.AS_IT_SHIPS))
+        ablations[variant] = results.Ablation(wrap_adapter(trained), loss)
+    without = training.loss(unseen, training.untrained(adapter.AS_IT_SHIPS))
     results.write_ablations(studio, judge, ablations, without)
 
 
 def _studio(model: Path = MODEL) -> tuple[evaluation.Studio, evaluation.Judge]:
     network = yardstick.Yardstick()
     network.load_state_dict(load_file(YARDSTICK))
-    networks = NETWORK.demo_networks(load_file(model))
-    return evaluation.Studio(CORE, PATCHING, SAMPLES, ENCODE, networks), evaluation.Judge(network)
+    networks = demo_network.demo_networks(load_file(model))
+    return evaluation.Studio(networks), evaluation.Judge(network)
 
 
 def _options() -> argparse.Namespace:

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from dreamcache.dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
-
 from . import joint
+from .adapter import DemoBase
 from .artwork import trained_subjects
 from .base import NO_PROMPT
 from .loop import DEVICE, as_tensor
@@ -110,7 +110,7 @@ class Pool:
 
 
 @torch.no_grad()
-def contexts_of(base: Any, captions: list[str]) -> torch.Tensor:
+def contexts_of(base: DemoBase, captions: list[str]) -> torch.Tensor:
     """What the U-Net reads of each caption, (captions, tokens, channels), all as long as the longest."""
     # Of a thousand at once, for ComfyUI goes through them one by one.
     parts = [base.encode_prompts(captions[start : start + 1000]).context for start in range(0, len(captions), 1000)]
@@ -123,13 +123,13 @@ def all_captions() -> list[str]:
     return [caption(name, background) for name in names for background in BACKGROUNDS]
 
 
-def train_together(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
+def train_together(base: DemoBase, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
     """Train U-Net and adapter in place, as the step `joint` does. Returns the number of steps."""
 
     def loss_of_step() -> torch.Tensor:
         latents, references, context = pool.draw(BATCH, NO_PROMPT)
         read = None if random.random() < joint.NO_REFERENCE else references
-        return joint.loss(core, base, latents, read, context, *_draws(latents))
+        return joint.loss(base, latents, read, context, *_draws(latents))
 
     def save(averaged: nn.Module) -> None:
         half = {name: tensor.half().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
@@ -140,12 +140,12 @@ def train_together(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: 
     return _train(network, loss_of_step, save, pool, clock, clock.base, BASE_RATE)
 
 
-def train_adapter(core: Any, base: Any, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
+def train_adapter(base: DemoBase, adapter: nn.Module, pool: Pool, clock: Clock, output: Path) -> int:
     """Train an adapter in place, with the loss that the project's trainer has. Returns the number of steps."""
 
     def loss_of_step() -> torch.Tensor:
         latents, references, context = pool.draw(BATCH, EMPTY_PROMPT_PROBABILITY)
-        return joint.loss(core, base, latents, references, context, *_draws(latents))
+        return joint.loss(base, latents, references, context, *_draws(latents))
 
     def save(averaged: nn.Module) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in averaged.state_dict().items()}

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dreamcache.dreamcache_core.io.tensor_file import write_file
 from harness.environment import ROOT
 from PIL import Image
-
-from dreamcache_core.io.tensor_file import write_file
 
 from .artwork import DEMO, PACKAGES, trained_subjects
 from .loop import as_tensor
@@ -26,7 +25,7 @@ def provenance(**trained: int | str) -> dict[str, object]:
     """What a file's header says of where it comes from. `trained`: steps and the like."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
     return {
-        "recipe": "scripts/make_demo.py",
+        "recipe": "scripts/demo_recipe/make_demo.py",
         "commit": commit.stdout.strip(),
         "data": {vendor: f"{package} ({licence})" for vendor, (package, licence) in PACKAGES.items()},
         **trained,

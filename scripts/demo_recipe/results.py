@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from dreamcache.dreamcache_core.figures.contact_sheet import contact_sheet
 from harness.environment import ROOT
 from harness.markdown_table import markdown_table
 from PIL import Image
@@ -96,7 +97,7 @@ def write_sheet(studio: Studio, judge: Judge, adapter: Any) -> None:
         "copy and paste": [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)],
     }
     rows = [[Image.fromarray(picture) for picture in row] for row in zip(*columns.values(), strict=True)]
-    sheet = studio.core.contact_sheet(rows, [case.prompt for case in of], list(columns), side=128)
+    sheet = contact_sheet(rows, [case.prompt for case in of], list(columns), side=128)
     sheet.save(IMAGES / "demo_results.jpg", quality=85)
 
 
@@ -107,9 +108,7 @@ def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
     pictures = [Image.fromarray(reference(subject))]
     pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter, image_guidance=IMAGE_GUIDANCE)]
     columns = ["reference", *(case.prompt for case in of)]
-    studio.core.contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(
-        IMAGES / "demo.png"
-    )
+    contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(IMAGES / "demo.png")
 
 
 def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:
@@ -153,7 +152,7 @@ def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
         for pair, picture in list(zip(pairs, pictures, strict=True))[:_ON_SHEET]
     ]
     labels = [f"{left.prompt} | {right.subject.name}" for left, right in pairs[:_ON_SHEET]]
-    sheet = studio.core.contact_sheet(shown, labels, ["left", "right", "two regions"])
+    sheet = contact_sheet(shown, labels, ["left", "right", "two regions"])
     sheet.save(IMAGES / "demo_pairs.jpg", quality=85)
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.io.images import to_image, to_tensor
+from dreamcache.dreamcache_core.reference.image import subject_on_white
+from dreamcache.dreamcache_core.training.augmentation import make_reference
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-from dreamcache_core.errors import DreamCacheError
-from dreamcache_core.io.images import to_image, to_tensor
-from dreamcache_core.reference.image import subject_on_white
-from dreamcache_core.training.augmentation import make_reference
 
 from .artwork import DEMO, Subject, trained_subjects
 from .loop import DEVICE, as_tensor

@@ -57,13 +57,19 @@ def enter(pack: bool = True) -> Environment:
     return environment
 
 
-def import_pack(environment: Environment, cpu: bool = True) -> None:
-    """Import ComfyUI, and this repository as the package `dreamcache`. `cpu`: whether ComfyUI leaves the GPU alone."""
-    if str(ROOT) not in sys.path:
-        # Last, since this repository has a folder `nodes` and ComfyUI a module of that name.
-        sys.path.append(str(ROOT))
+def import_pack(environment: Environment, cpu: bool = True, **flags: bool) -> None:
+    """Import ComfyUI, and this repository as the package `dreamcache`.
+
+    `cpu`: whether ComfyUI leaves the GPU alone. `flags`: others of its command line, such as `force_fp32`.
+    """
+    # First and last, since ComfyUI has a module `nodes` and this repository a folder of that name.
+    sys.path.insert(0, str(environment.comfyui))
+    sys.path.append(str(ROOT))
+    from comfy.cli_args import args
+
     from dreamcache_core import train
 
+    vars(args).update(flags)
     train.import_pack(environment.comfyui, cpu)
 
 

@@ -19,7 +19,6 @@ from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
 from safetensors import safe_open
-from support import structures
 from support.miniature import models
 
 VECTORS = Path(__file__).parents[1] / "support" / "conformance"
@@ -138,7 +137,3 @@ def test_full_size_adapter_has_the_papers_parameters(family: str, heads_at: dict
     shapes = json.loads((VECTORS / "official_format_sd21_keys.json").read_text())
     ours = {f"diffusion_model.{models.authors_name(name)}": tensor for name, tensor in adapter.state_dict().items()}
     assert {name: list(tensor.shape) for name, tensor in ours.items()} == shapes
-
-
-def test_the_structure_that_tests_of_the_core_use_is_that_of_comfyuis_unet() -> None:
-    assert structure_of(models.unet_patcher("sd15")) == structures.SD15

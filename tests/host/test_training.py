@@ -328,7 +328,8 @@ def test_training_that_is_killed_at_any_moment_ends_as_if_it_were_not(tmp_path: 
     train_to_the_end(tmp_path / "straight")
     random = Random(1)
     folder = str(tmp_path / "killed")
-    script = f"import pathlib; from support import pack; from host import test_training as t; t.train_to_the_end(pathlib.Path({folder!r}))"
+    script = "from support import pack; import pathlib; from host import test_training as t; "
+    script += f"t.train_to_the_end(pathlib.Path({folder!r}))"
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
         before = newest_checkpoint(tmp_path / "killed")

@@ -10,6 +10,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+# First, since it makes ComfyUI importable.
+from support import pack  # noqa: F401
+
+# isort: split
+
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.batches import make_batches
@@ -21,7 +26,6 @@ from dreamcache.dreamcache_core.training.triplets import open_triplets
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from support import pack  # noqa: F401  # First, since it makes ComfyUI importable.
 from support.miniature import models
 
 SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
