@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..dreamcache_core.adapter.file import load_adapter
-from .host.folders import ADAPTERS, no_such_file
-from .host.patching.injection import wrap_for_sampling
+from .host.adapters import adapter_fingerprint, check_adapter, open_adapter
 from .schema import CATEGORY, AdapterType, adapter_name_input
 
 
@@ -37,21 +32,14 @@ class DreamCacheAdapterLoader(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, adapter_name: str) -> bool | str:
-        if folder_paths.get_full_path(ADAPTERS, adapter_name):
-            return True
-        return no_such_file(ADAPTERS, adapter_name, "adapter")
+        return check_adapter(adapter_name)
 
     @classmethod
     @override
     def fingerprint_inputs(cls, adapter_name: str) -> float:
-        return _path(adapter_name).stat().st_mtime
+        return adapter_fingerprint(adapter_name)
 
     @classmethod
     @override
     def execute(cls, adapter_name: str) -> io.NodeOutput:
-        file = load_adapter(_path(adapter_name))
-        return io.NodeOutput(wrap_for_sampling(file.adapter), file.description)
-
-
-def _path(adapter_name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(ADAPTERS, adapter_name))
+        return io.NodeOutput(*open_adapter(adapter_name))

@@ -13,7 +13,7 @@ from .host.base_model import weights_of
 from .host.inputs import as_region
 from .host.node_text import show_text
 from .host.patching.apply import inject
-from .host.patching.injection import Injection, Rows
+from .host.patching.injection import AnyAdapter, Injection, Rows
 from .schema import (
     CATEGORY,
     AdapterType,
@@ -96,7 +96,7 @@ class ApplyDreamCache(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        adapter: ModelPatcher,
+        adapter: AnyAdapter,
         reference_cache: ReferenceCache,
         strength: float,
         start_percent: float,

@@ -23,7 +23,7 @@ from .host.base_model import check_vae
 from .host.generation import SampleSettings, draw
 from .host.inputs import as_region
 from .host.node_text import show_text
-from .host.patching.injection import Rows
+from .host.patching.injection import AnyAdapter, Rows
 from .schema import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType, rows_input
 
 # What may have several values: as an input gives it, from, to, whether in whole numbers, and what it is.
@@ -102,7 +102,7 @@ class DreamCacheCompare(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        adapter: ModelPatcher,
+        adapter: AnyAdapter,
         reference_cache: ReferenceCache,
         vae: comfy.sd.VAE,
         positive: list,

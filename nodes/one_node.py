@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from typing_extensions import override
 
-from .adapter_loader import DreamCacheAdapterLoader
+from .host.adapters import adapter_fingerprint, check_adapter
 from .host.reference import TIMESTEP
 from .schema import CATEGORY, adapter_name_input, strength_input
 
@@ -56,12 +56,12 @@ class DreamCacheOneNode(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, adapter_name: str) -> bool | str:
-        return DreamCacheAdapterLoader.validate_inputs(adapter_name)
+        return check_adapter(adapter_name)
 
     @classmethod
     @override
     def fingerprint_inputs(cls, adapter_name: str, **others: object) -> float:
-        return DreamCacheAdapterLoader.fingerprint_inputs(adapter_name)
+        return adapter_fingerprint(adapter_name)
 
     @classmethod
     @override

@@ -125,7 +125,7 @@ class DreamCachePreviewAttention(io.ComfyNode):
         layers = {
             layer.name: f"{layer.name}, {group_of(layer, injection.cache.layers)}"
             for injection in injections_on(model)
-            for layer in injection.adapter.model.layers
+            for layer in injection.layers
         }
         sheets = [
             to_tensor(attention_sheet(to_image(picture), of_picture, layers))
@@ -139,7 +139,7 @@ def _looks(model: ModelPatcher, probe: AttentionProbe, number: int, when: str) -
     """Of each reference that a latent of the batch reads."""
     injections = injections_on(model)
     for position, injection in enumerate(injections, start=1):
-        finest = injection.adapter.model.layers[-1].name
+        finest = injection.layers[-1].name
         references = list(zip(injection.cache.images, injection.cache.kept(finest), strict=True))
         numbers = [number] if injection.cache.per_latent else range(len(references))
         maps = probe.maps(injection, number) or [{} for _ in numbers]

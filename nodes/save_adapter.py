@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
@@ -11,7 +10,7 @@ from ..dreamcache_core.adapter.file import save_adapter
 from ..dreamcache_core.errors import DreamCacheError
 from .host.folders import ADAPTERS, is_inside, models_folder, outside, save_numbered
 from .host.node_text import show_text
-from .host.patching.injection import unfused
+from .host.patching.injection import AnyAdapter, unfused
 from .schema import TRAINING_CATEGORY, AdapterType
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
@@ -59,7 +58,7 @@ class DreamCacheSaveAdapter(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, adapter: ModelPatcher, filename_prefix: str, precision: str) -> io.NodeOutput:
+    def execute(cls, adapter: AnyAdapter, filename_prefix: str, precision: str) -> io.NodeOutput:
         folder = models_folder(ADAPTERS)
         if not is_inside(folder, filename_prefix):
             raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
-import folder_paths
 from comfy_api.latest import io
 
-from .host.folders import ADAPTERS
+from .host.adapters import adapter_names
 from .host.patching.injection import Rows
 
 CATEGORY = "DreamCache"
@@ -23,8 +22,9 @@ CurveType = io.Custom("CURVE")
 def adapter_name_input() -> io.Combo.Input:
     return io.Combo.Input(
         "adapter_name",
-        options=folder_paths.get_filename_list(ADAPTERS),
-        tooltip="A file of models/dreamcache, trained for the family of your model.",
+        options=adapter_names(),
+        tooltip="A file of models/dreamcache, trained for the family of your model. Without one, choose none: the "
+        "model's own attention uses the reference, with any checkpoint of SD1.x, SD2.x or SDXL.",
     )
 
 

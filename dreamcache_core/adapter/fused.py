@@ -48,9 +48,10 @@ class FusedLayer(AdapterLayer):
         key: torch.Tensor,
         value: torch.Tensor,
         attention: Attention = attend,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The change to add to `self_attention`, (batch, tokens, channels); arguments as of AdapterLayer."""
-        attended = self._attend(x, key, value, attention)
+        attended = self._attend(x, key, value, attention, bias)
         return self.linear_cat(torch.cat([self_attention, attended], dim=-1))
 
 

@@ -13,14 +13,18 @@ from ..errors import DreamCacheError
 from ..unet import DEFAULT_STAGES, Stage, TransformerLayer, UNetStructure, select_layers
 from .provenance import Provenance
 
-# (query, key, value, heads) → output, all (batch, tokens, channels).
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+# (query, key, value, heads, bias) → output. All are (batch, tokens, channels), but for the bias, which is added to the
+# logits: (batch, 1, key tokens), or None.
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor | None], torch.Tensor]
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Multi-head attention over (batch, tokens, channels)."""
     split = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
-    return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    mask = None if bias is None else bias.unsqueeze(1)
+    return functional.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class AdapterLayer(nn.Module):
@@ -54,20 +58,29 @@ class AdapterLayer(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         attention: Attention = attend,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The change to add to `self_attention`, (batch, tokens, channels).
 
         `x`: the block's image tokens, (batch, tokens, channels). `self_attention`: the frozen block's, the same shape.
         `key`, `value`: (rows, cached tokens, channels). One row serves the whole batch. Several rows serve one latent
-        each: the batch then has whole multiples of them, and latent n of each multiple attends to row n.
+        each: the batch then has whole multiples of them, and latent n of each multiple attends to row n. `bias`: added
+        to the attention logits, (rows, 1, cached tokens).
         """
-        attended = self.to_out(self._attend(x, key, value, attention))
+        attended = self.to_out(self._attend(x, key, value, attention, bias))
         return self.linear_cat(torch.cat([self_attention, attended], dim=-1)) - self_attention
 
-    def _attend(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def _attend(
+        self,
+        x: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: Attention,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         # Queries of the same row are put side by side, so that its keys and values are not copied for each of them.
         query = self.to_q(self.norm_mem(x)).unflatten(0, (-1, len(key))).transpose(0, 1)
-        attended = attention(query.flatten(1, 2), key, value, self.heads)
+        attended = attention(query.flatten(1, 2), key, value, self.heads, bias)
         return attended.unflatten(1, query.shape[1:3]).transpose(0, 1).flatten(0, 1)
 
 

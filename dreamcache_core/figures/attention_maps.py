@@ -31,6 +31,7 @@ def attention_maps(
     region: torch.Tensor,
     kept: Sequence[torch.Tensor],
     bias: torch.Tensor | None = None,
+    own_key: torch.Tensor | None = None,
     at_once: int = 2**24,
 ) -> list[AttentionMap]:
     """A map of each reference that a layer reads.
@@ -38,6 +39,7 @@ def attention_maps(
     `query`: (tokens, channels) of the picture. `key`: (cached tokens, channels), all references in a row; what follows
     them fills up. `region`: (height, width), how much each token of the picture counts, 0…1. `kept`: of each reference,
     (height, width), True at the tokens that `key` has. `bias`: (cached tokens,), what is added to the logits.
+    `own_key`: (tokens, channels) of the image tokens themselves, where they share the attention with the references.
     `at_once`: how many attention weights may be there together, for 4096 tokens that look at as many have 134 million.
     """
     kept = [tokens.to(query.device) for tokens in kept]
@@ -46,6 +48,8 @@ def attention_maps(
     queries = query.float().unflatten(-1, (heads, -1)).transpose(0, 1)
     keys = key[: len(places)].float().unflatten(-1, (heads, -1)).transpose(0, 1)
     queries = queries * queries.shape[-1] ** -0.5
+    if own_key is not None and len(own_key):
+        keys = torch.cat([keys, own_key.float().unflatten(-1, (heads, -1)).transpose(0, 1)], dim=1)
     weights = region.flatten().float()
     looked_at = torch.zeros(len(places), device=query.device)
     seen = []
@@ -53,11 +57,13 @@ def attention_maps(
     for part, weight in zip(queries.split(step, dim=1), weights.split(step), strict=True):
         logits = part @ keys.transpose(1, 2)
         if bias is not None:
-            logits += bias[: len(places)]
-        attention = logits.softmax(-1).mean(0)
+            logits[..., : len(places)] += bias[: len(places)]
+        attention = logits.softmax(-1).mean(0)[:, : len(places)]
         looked_at += weight @ attention
         seen.append(attention @ places * weight.unsqueeze(-1))
-    looked_at /= weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    # The references' share of the attention, 1 each where there is nothing else to attend to.
+    total = weights.sum() if own_key is None or not len(own_key) else looked_at.sum()
+    looked_at /= total.clamp(min=torch.finfo(torch.float32).tiny)
     of_picture = torch.cat(seen).unflatten(0, tuple(region.shape)).split(3, dim=-1)
     in_references = [
         torch.zeros(tokens.shape, device=query.device).masked_scatter(tokens, part)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from ..errors import DreamCacheError
 from ..unet import TransformerLayer, UNetStructure
 from ..version import VERSION
 from .masks import resize_mask
+from .noise_levels import NoiseLevels
 
 # Added to an attention logit, it leaves the token out. Not -inf, from which some attention kernels make NaN.
 _LEFT_OUT = -1e4
@@ -45,6 +46,20 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
+class CachingInput:
+    """What a caching pass takes beside the model, so that it can be run again at any noise level.
+
+    `latent`, `noise`: (references, 4, height, width), in the VAE's scale. `context`: the empty prompt's conditioning,
+    (1, tokens, channels). `pooled`: its pooled vector, (1, channels), or None.
+    """
+
+    latent: torch.Tensor
+    noise: torch.Tensor
+    context: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ReferenceBatch:
     """Features of one or more references of the same size, recorded in one caching pass.
 
@@ -54,7 +69,8 @@ class ReferenceBatch:
     `prompt`: of the caching pass, empty in the paper. `source`: what they were encoded with, None if unknown.
     `strength`: weight of each of these references beside others in the same cache.
     `subject`: (references, height, width) in latent pixels, 1 on the subject; only tokens on it are attended to.
-    None: all tokens are.
+    None: all tokens are. `caching_input`: None if it is unknown. `averaged`: the batches that this one is the mean of.
+    `noise_levels`: features at other noise levels, which sampling runs add.
     """
 
     features: dict[str, torch.Tensor]
@@ -66,10 +82,27 @@ class ReferenceBatch:
     source: Source | None = None
     strength: float = 1.0
     subject: torch.Tensor | None = None
+    caching_input: CachingInput | None = None
+    averaged: tuple[ReferenceBatch, ...] = ()
+    noise_levels: NoiseLevels = field(default_factory=NoiseLevels)
 
     def __len__(self) -> int:
         """The number of references."""
         return self.features[self.layers[0].name].shape[0]
+
+    @property
+    def encoded(self) -> tuple[ReferenceBatch, ...]:
+        """The batches that have a caching pass of their own: this one, or those that it is the mean of."""
+        return self.averaged or (self,)
+
+    def features_at(self, sigma: float, layer: str, weights: Hashable) -> torch.Tensor:
+        """The features nearest to a noise level: (references, channels, height, width).
+
+        `weights`: of the U-Net. Raises DreamCacheError if none are cached with these weights.
+        """
+        if self.averaged:
+            return mean_features(self.averaged, [one.features_at(sigma, layer, weights) for one in self.averaged])
+        return self.noise_levels.nearest(sigma, weights)[layer]
 
     @property
     def images(self) -> list[Image.Image | None]:
@@ -79,12 +112,24 @@ class ReferenceBatch:
 
     def kept(self, layer: str) -> torch.Tensor:
         """The tokens that are attended to: (references, height, width) bool, all of them or only the subject's."""
-        count, _, height, width = self.features[layer].shape
+        recorded = self.features.get(layer)
+        if recorded is None:
+            recorded = self.encoded[0].noise_levels.latest[layer]
+        height, width = recorded.shape[2:]
         if self.subject is None:
-            return torch.ones(count, height, width, dtype=torch.bool)
+            return torch.ones(len(self), height, width, dtype=torch.bool)
         subject = resize_mask(self.subject, height, width)
         # At least half of a token is the subject; of a subject too small for that, the tokens that have most of it.
         return subject >= subject.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
+
+
+def mean_features(batches: Sequence[ReferenceBatch], features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of a layer's features over all references of batches, weighted by their strengths: (1, channels, height,
+    width). `features`: of each batch, (references, channels, height, width).
+    """
+    total = sum(batch.strength * len(batch) for batch in batches)
+    sums = [batch.strength * of_batch.sum(0) for batch, of_batch in zip(batches, features, strict=True)]
+    return (torch.stack(sums).sum(0) / total).unsqueeze(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +215,15 @@ class ReferenceCache:
                     f"The reference cache lacks layers that the adapter reads ({', '.join(missing)}): encode the "
                     "reference again, and save it with layers set to all."
                 )
+
+    def check_noise_levels(self) -> None:
+        """Raise DreamCacheError unless caching passes at other noise levels are possible."""
+        if any(encoded.caching_input is None for batch in self.batches for encoded in batch.encoded):
+            raise DreamCacheError(
+                "The reference cache holds features of one timestep, which only trained adapters use, and the model's "
+                "own attention needs those of every step: encode the image again with DreamCache Encode Reference, and "
+                "save it again."
+            )
 
     def compare_weights(self, model: Source) -> str | None:
         """A warning if a reference was encoded with other weights than those of `model`, else None."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from ..errors import DreamCacheError
 from ..unet import PIXELS_PER_LATENT
-from .cache import ReferenceBatch, ReferenceCache, Source
+from .cache import ReferenceBatch, ReferenceCache, Source, mean_features
 
 
 def combine(
@@ -36,14 +34,18 @@ def average(references: Sequence[ReferenceCache], strengths: Sequence[float]) ->
             f"The references have different sizes ({words} pixels), so there is no average of them: set mode to "
             "concatenate, or encode pictures of one shape."
         )
-    total = sum(batch.strength * len(batch) for batch in batches)
     layers = ReferenceCache(batches).layers
-    features = {}
-    for layer in layers:
-        sums = [batch.strength * batch.features[layer.name].sum(0) for batch in batches]
-        features[layer.name] = (torch.stack(sums).sum(0) / total).unsqueeze(0)
     averaged = replace(
-        batches[0], features=features, layers=layers, source=_common_source(batches), strength=1.0, subject=None
+        batches[0],
+        features={
+            layer.name: mean_features(batches, [batch.features[layer.name] for batch in batches]) for layer in layers
+        },
+        layers=layers,
+        source=_common_source(batches),
+        strength=1.0,
+        subject=None,
+        caching_input=None,
+        averaged=batches,
     )
     return ReferenceCache((averaged,))
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from ..errors import DreamCacheError
 from ..io.tensor_file import Header, read_header, read_shapes, read_tensors, write_file
 from ..unet import PIXELS_PER_LATENT, STAGES, Stage, TransformerLayer
-from .cache import ReferenceBatch, ReferenceCache, Source
+from .cache import CachingInput, ReferenceBatch, ReferenceCache, Source
 
 FILE_KIND = "reference_cache"
 FILE_VERSION = 2
@@ -27,6 +27,8 @@ Precision = Literal["float16", "float8"]
 _SCALE = ".scale"
 # Name suffix of a batch's subject, beside its features `0.middle_block.1`.
 _SUBJECT = ".subject"
+# Name suffix of the tensors of a batch's CachingInput, before their own names.
+_CACHING_INPUT = ".caching_input."
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,9 @@ def save_references(
     for number, batch in enumerate(references.batches):
         if batch.subject is not None:
             tensors[f"{number}{_SUBJECT}"] = batch.subject.clone()  # several batches may share it
+        if batch.caching_input:
+            given = {name: tensor for name, tensor in vars(batch.caching_input).items() if tensor is not None}
+            tensors |= {f"{number}{_CACHING_INPUT}{name}": tensor.clone() for name, tensor in given.items()}
         for layer in layers:
             features, name = batch.features[layer.name].float(), f"{number}.{layer.name}"
             stored, scale = _store(features, precision)
@@ -225,7 +230,15 @@ def _build_batch(
         source=_build_source(source) if source else None,
         strength=described.get("strength", 1.0),
         subject=tensors.get(f"{number}{_SUBJECT}"),
+        caching_input=_build_caching_input(number, tensors),
     )
+
+
+def _build_caching_input(number: int, tensors: Mapping[str, torch.Tensor]) -> CachingInput | None:
+    """None in a file of an earlier version of this project, and of an average of references."""
+    prefix = f"{number}{_CACHING_INPUT}"
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return CachingInput(**found) if found else None
 
 
 def _build_source(described: Header) -> Source:

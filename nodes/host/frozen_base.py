@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 
 import comfy.model_management
 import comfy.model_sampling
@@ -15,14 +14,14 @@ from comfy.model_patcher import ModelPatcher
 from ...dreamcache_core.adapter.network import Adapter
 from ...dreamcache_core.adapter.provenance import hash_weights
 from ...dreamcache_core.io.disk_cache import DiskCache
-from ...dreamcache_core.reference.cache import ReferenceCache
+from ...dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
 from ...dreamcache_core.training.loss import EncodedPrompts
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
 from .base_model import check_clip, check_prompt_width, check_vae, structure_of, weights_of
 from .patching.injection import Injection, wrap_adapter
 from .patching.options import Options
-from .patching.recording import Recorded, Recording
-from .patching.training import attending_to, make_trainable, recording_to
+from .patching.recording import recording
+from .patching.training import attending_to, make_trainable
 from .reference import PROMPT, TIMESTEP
 
 
@@ -137,13 +136,12 @@ class ComfyUIBase:
         # VAE or CLIP may have taken its place.
         self.load()
         sigma = self.sigmas[self.timestep].expand(len(latents))
-        recording = Recording()
-        prompts = self._empty_prompt.expand(len(latents))
-        with suppress(Recorded):
-            self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, recording_to(recording))
-        return recording.cache(
-            self.structure.base_model, self._adapter.model.layers, latents, self.timestep, PROMPT, per_latent=True
-        )
+        prompts, layers = self._empty_prompt.expand(len(latents)), self._adapter.model.layers
+        with recording(self.unet, layers) as features:
+            self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, {})
+        size = (latents.shape[2], latents.shape[3])
+        batch = ReferenceBatch(features, self.structure.base_model, layers, size, self.timestep, PROMPT)
+        return ReferenceCache((batch,), per_latent=True)
 
     def denoise(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None

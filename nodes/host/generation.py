@@ -21,7 +21,7 @@ from ...dreamcache_core.reference.cache import ReferenceCache
 from ...dreamcache_core.training.triplets import Triplets
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
 from .patching.apply import inject
-from .patching.injection import Injection, wrap_for_sampling
+from .patching.injection import AnyAdapter, Injection, wrap_for_sampling
 from .reference import encode_reference
 
 OF_TRIPLETS = 4
@@ -48,7 +48,7 @@ class SampleSettings:
     end_percent: float = 1.0
     denoise: float = 1.0
 
-    def inject(self, model: ModelPatcher, adapter: ModelPatcher, cache: ReferenceCache, **how: Any) -> ModelPatcher:
+    def inject(self, model: ModelPatcher, adapter: AnyAdapter, cache: ReferenceCache, **how: Any) -> ModelPatcher:
         """What Apply DreamCache gives. `how`: what else an Injection has."""
         injection = Injection(
             adapter,
@@ -77,7 +77,7 @@ def draw_samples(
     model: ModelPatcher,
     clip: comfy.sd.CLIP,
     vae: comfy.sd.VAE,
-    adapter: ModelPatcher,
+    adapter: AnyAdapter,
     prompts: Sequence[str],
     references: Sequence[torch.Tensor | None],
     settings: SampleSettings,

@@ -27,7 +27,7 @@ from typing import Any
 import folder_paths
 from aiohttp import web
 
-from ...dreamcache_core.adapter.file import describe_adapter
+from ...dreamcache_core.adapter.file import AdapterDescription, describe_adapter
 from ...dreamcache_core.adapter.strengths import CURVES, LIST, make_curve
 from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.figures.loss_curve import read_loss_curve
@@ -35,6 +35,7 @@ from ...dreamcache_core.io.base_checkpoint import checkpoint_family
 from ...dreamcache_core.io.catalogue import Catalogue
 from ...dreamcache_core.reference.file import describe_references, read_thumbnails
 from ...dreamcache_core.training.output_folder import TrainingFolder
+from .adapters import SELF_ATTENTION
 from .folders import ADAPTERS, REFERENCES, is_inside, take_in, trainings_folder
 
 PREFIX = "/dreamcache"
@@ -50,7 +51,8 @@ def register_routes() -> None:
 
 
 def add_routes(routes: web.RouteTableDef) -> None:
-    _describe_files(routes, "adapters", ADAPTERS, Catalogue(describe_adapter))
+    own_attention = {name: AdapterDescription(0, adapter.description) for name, adapter in SELF_ATTENTION.items()}
+    _describe_files(routes, "adapters", ADAPTERS, Catalogue(describe_adapter), own_attention)
     _describe_files(routes, "references", REFERENCES, Catalogue(describe_references))
 
     # Files are read in threads: a disk may be slow, and the server answers others meanwhile.
@@ -110,13 +112,24 @@ def add_routes(routes: web.RouteTableDef) -> None:
         raise _not_found(f"There is nothing to {request.method} at {request.path}.")
 
 
-def _describe_files(routes: web.RouteTableDef, what: str, folder: str, catalogue: Catalogue[Any]) -> None:
-    """Add the routes that describe all files of a models folder, or one of them."""
+def _describe_files(
+    routes: web.RouteTableDef,
+    what: str,
+    folder: str,
+    catalogue: Catalogue[Any],
+    without_file: Mapping[str, Any] | None = None,
+) -> None:
+    """Add the routes that describe all files of a models folder, or one of them.
+
+    `without_file`: descriptions of what a list has beside files, by name.
+    """
+    constant = without_file or {}
 
     def describe_all() -> dict[str, Any]:
         names = folder_paths.get_filename_list(folder)
         files = {name: Path(path) for name in names if (path := folder_paths.get_full_path(folder, name))}
-        return {name: description.to_json() for name, description in catalogue.describe_all(files).items()}
+        described = {**constant, **catalogue.describe_all(files)}
+        return {name: description.to_json() for name, description in described.items()}
 
     @routes.get(f"{PREFIX}/{what}")
     async def all_files(request: web.Request) -> web.Response:
@@ -124,7 +137,10 @@ def _describe_files(routes: web.RouteTableDef, what: str, folder: str, catalogue
 
     @routes.get(f"{PREFIX}/{what}/{{name:.+}}")
     async def one_file(request: web.Request) -> web.Response:
-        path = await asyncio.to_thread(_path, folder, request.match_info["name"])
+        name = request.match_info["name"]
+        if name in constant:
+            return web.json_response(constant[name].to_json())
+        path = await asyncio.to_thread(_path, folder, name)
         return web.json_response((await asyncio.to_thread(catalogue.describe, path)).to_json())
 
 

@@ -33,6 +33,14 @@ def apply(**settings: Any) -> ModelNode:
     return lambda scene, model: scene.apply(model, **settings)
 
 
+def own(**settings: Any) -> ModelNode:
+    """Apply DreamCache with the model's own attention."""
+    return lambda scene, model: scene.apply(model, adapter=scene.own_attention(), **settings)
+
+
+trained_and_own = pytest.mark.parametrize("attending", [apply, own], ids=["trained", "own attention"])
+
+
 # HyperTile and ToMe act on the U-Net's largest layers only, and on 128×192 pixels for HyperTile's tiles must be small.
 MODEL_NODES: dict[str, ModelNode] = {
     "LoRA": lora,
@@ -78,17 +86,18 @@ def with_reference(server) -> torch.Tensor:
     return picture(server, apply())
 
 
+@trained_and_own
 @pytest.mark.parametrize("other", MODEL_NODES.values(), ids=MODEL_NODES.keys())
-def test_nodes_that_change_the_model(server, plain, with_reference, other: ModelNode) -> None:
-    alone, both = picture(server, other), picture(server, apply(), other)
+def test_nodes_that_change_the_model(server, plain, attending: Callable[..., ModelNode], other: ModelNode) -> None:
+    alone, both = picture(server, other), picture(server, attending(), other)
     assert both.shape == (1, 4, 16, 24)
     assert both.isfinite().all()
     assert difference(alone, plain) > NOTICEABLE
     assert difference(both, alone) > NOTICEABLE
-    assert difference(both, with_reference) > NOTICEABLE
-    assert torch.equal(picture(server, other, apply()), both)
-    assert torch.equal(picture(server, other, apply(strength=0.0, image_guidance=2.0)), alone)
-    guided = picture(server, other, apply(image_guidance=2.0))
+    assert difference(both, picture(server, attending())) > NOTICEABLE
+    assert torch.equal(picture(server, other, attending()), both)
+    assert torch.equal(picture(server, other, attending(strength=0.0, image_guidance=2.0)), alone)
+    guided = picture(server, other, attending(image_guidance=2.0))
     assert guided.isfinite().all()
     assert difference(guided, both) > NOTICEABLE
     assert torch.equal(picture(server), plain)
@@ -237,6 +246,22 @@ def test_a_lora_for_model_and_clip(server) -> None:
         return scene.sample(model, steps=2)
 
     assert difference(drawn(reference=True), drawn(reference=False)) > NOTICEABLE
+
+
+def test_trained_adapters_and_own_attention_in_one_graph(server) -> None:
+    both = picture(server, apply(strength=0.6), own(image_guidance=2.0))
+    assert torch.equal(picture(server, apply(strength=0.6), own(image_guidance=2.0)), both)
+    other_order = picture(server, own(image_guidance=2.0), apply(strength=0.6))
+    assert difference(other_order, both) < 1e-5
+    for one in (apply(strength=0.6), own(image_guidance=2.0)):
+        assert difference(both, picture(server, one)) > NOTICEABLE
+
+
+def test_perturbed_attention_guidance_still_guides_beside_own_attention(server) -> None:
+    """PAG replaces the self-attention that own attention extends."""
+    pag = MODEL_NODES["PAG"]
+    effect = difference(picture(server, own(), pag), picture(server, own()))
+    assert effect > 0.5 * difference(picture(server, pag), picture(server))
 
 
 def test_two_applies_with_another_node_between(server) -> None:

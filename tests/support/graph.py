@@ -92,6 +92,11 @@ class Scene(Graph):
         settings = {"timestep": 1, "seed": 0, "resolution": self.resolution}
         return self.add("DreamCacheEncodeReference", **{**inputs, **settings, **changes})
 
+    def own_attention(self, all_layers: bool = False) -> Link:
+        """An Adapter Loader that needs no file."""
+        name = "none (the model's own attention, all layers)" if all_layers else "none (the model's own attention)"
+        return self.add("DreamCacheAdapterLoader", adapter_name=name)
+
     def apply(self, model: Link, **changes: Any) -> Link:
         """An Apply DreamCache node."""
         inputs = {"model": model, "adapter": self.adapter, "reference_cache": self.reference}

@@ -17,6 +17,7 @@ export const adapterLoader = fileLoader({
 
 /** @param {server.AdapterDescription} description */
 function facts({ base_model, format, layers, parameters, provenance, size }) {
+    if (!size) return say('own_attention')
     if (!layers || !parameters) return `${format}\n${inMegabytes(size)}`
     const first = [base_model, say('layers', { count: layers.length }), say('parameters', { count: inDigits(parameters) })]
     return [[...first, inMegabytes(size)].join(' · '), ...(provenance ?? []), layers.join(', '), format].join('\n')

@@ -46,14 +46,19 @@ class AttentionProbe:
         attention: Attention,
         injection: Injection,
         layer: str,
-        bias: torch.Tensor | None,
+        cached_tokens: int,
         rows: slice,
         x: torch.Tensor,
         options: Options,
     ) -> Attention:
         """The same attention function, which adds its maps to `found`."""
 
-        def observed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        def observed(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            output = attention(query, key, value, heads, bias)
+            if injection.uses_noise_levels and key.shape[1] == x.shape[1]:
+                return output  # The image tokens attend to themselves only.
             run = run_state(options)
             region = x.new_ones(len(x), x.shape[1], 1)
             for mask in (self.region, injection.region):
@@ -65,16 +70,18 @@ class AttentionProbe:
             # AdapterLayer puts the queries of each reference side by side; here they are split by row again.
             queries = query.unflatten(1, (-1, x.shape[1])).transpose(0, 1).flatten(0, 1)
             for row, (of_row, weights) in enumerate(zip(queries, region[rows], strict=True)):
+                cached, own = key[row % len(key)].tensor_split([cached_tokens])
                 maps = attention_maps(
                     of_row,
-                    key[row % len(key)],
+                    cached,
                     heads,
                     weights.reshape(size),
                     [kept[row % len(kept)]] if injection.cache.per_latent else kept,
                     None if bias is None else bias[row % len(bias), 0],
+                    own,
                 )
                 self.found.setdefault((injection, layer, row % latents), []).append(maps)
-            return attention(query, key, value, heads)
+            return output
 
         return observed
 

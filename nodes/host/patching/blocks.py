@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 
 from ....dreamcache_core.adapter.network import AdapterLayer, Attention
+from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter, SelfAttentionLayer
 from ....dreamcache_core.unet import TransformerLayer
 from .injection import Injection
 from .options import Options
@@ -24,15 +25,17 @@ def patch_blocks(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> N
         name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
         forward = model.get_model_object(name)
         if not isinstance(forward, _InjectedForward):
-            model.add_object_patch(name, _InjectedForward(forward, layer.name))
+            transformer = model.get_model_object(f"diffusion_model.{layer.name}")
+            model.add_object_patch(name, _InjectedForward(forward, layer.name, transformer))
 
 
 @dataclass(frozen=True, eq=False)
 class _InjectedForward:
-    """The forward of an adapted transformer block; the block's own where nothing is injected."""
+    """The forward of an adapted transformer's first block; the block's own where nothing is injected."""
 
     forward: Callable
     layer: str
+    transformer: torch.nn.Module
 
     def __call__(self, x: torch.Tensor, context: Any = None, transformer_options: Options | None = None):
         options = transformer_options or {}
@@ -41,30 +44,57 @@ class _InjectedForward:
             return self.forward(x, context=context, transformer_options=options)
         # Last of all patches of the self-attention, so that those which rearrange its tokens have put them back.
         patches = options.get("patches", {})
-        patch = partial(_add_references, self.layer, injections, x)
+        patch = partial(_add_references, self.layer, self.transformer, injections, x, _is_patched(options))
         patches = {**patches, "attn1_output_patch": [*patches.get("attn1_output_patch", ()), patch]}
         return self.forward(x, context=context, transformer_options={**options, "patches": patches})
 
 
+def _is_patched(options: Options) -> bool:
+    """Whether other nodes change this block's self-attention."""
+    replaced = options.get("patches_replace", {}).get("attn1", {})
+    place = options.get("block")
+    return (
+        any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
+        or place in replaced
+        or (place and (*place, options.get("block_index", 0)) in replaced)
+    )
+
+
 def _add_references(
-    layer: str, injections: list[Injection], x: torch.Tensor, self_attention: torch.Tensor, options: Options
+    layer: str,
+    transformer: torch.nn.Module,
+    injections: list[Injection],
+    x: torch.Tensor,
+    is_patched: bool,
+    self_attention: torch.Tensor,
+    options: Options,
 ) -> torch.Tensor:
     """An attn1_output_patch. Several injections add up: each adds the change that it would add alone.
 
     `x`: the block's image tokens; `self_attention`: its output; both (prompts · batch, tokens, channels).
+    `is_patched`: whether other nodes have changed that output.
     """
-    attention = partial(optimized_attention, attn_precision=options.get("attn_precision"), transformer_options=options)
+
+    def attention(query, key, value, heads, bias=None):
+        precision = options.get("attn_precision")
+        return optimized_attention(
+            query, key, value, heads, mask=bias, attn_precision=precision, transformer_options=options
+        )
+
     run = run_state(options)
     result = self_attention.clone()
     for injection in injections:
-        adapter: AdapterLayer = injection.adapter.model[layer]
-        cached = _keys_values(adapter, injection, layer, x, run)
-        biased = attention if cached.bias is None else partial(attention, mask=cached.bias)
+        own = isinstance(injection.adapter, SelfAttentionAdapter)
+        adapter = SelfAttentionLayer(transformer) if own else injection.adapter.model[layer]
+        cached = _keys_values(adapter, injection, layer, x, options, run)
         for rows in _attending_rows(injection, len(x), options, run):
-            attend: Attention = biased
+            attend: Attention = attention
             if run.observer:
-                attend = run.observer.observe(biased, injection, layer, cached.bias, rows, x, options)
-            change = adapter(x[rows], self_attention[rows], cached.key, cached.value, attend)
+                tokens = cached.key.shape[1]
+                attend = run.observer.observe(attention, injection, layer, tokens, rows, x, options)
+            # Patched by others, it is no longer what the model's own attention to the reference must be compared with.
+            unchanged = None if own and is_patched else self_attention[rows]
+            change = adapter.forward(x[rows], unchanged, cached.key, cached.value, attend, cached.bias)
             if injection.region is not None:
                 change *= run.region(injection.region, x, options)[rows]
             if injection.strengths.curve in run.curves:
@@ -74,15 +104,32 @@ def _add_references(
 
 
 def _keys_values(
-    adapter: AdapterLayer, injection: Injection, layer: str, x: torch.Tensor, run: RunState
+    adapter: AdapterLayer | SelfAttentionLayer,
+    injection: Injection,
+    layer: str,
+    x: torch.Tensor,
+    options: Options,
+    run: RunState,
 ) -> CachedKeysValues:
-    """The keys and values of an injection's references, computed once in a run."""
-    key = (injection, layer, x.device, x.dtype)
-    if key not in run.keys_values:
-        keys, values = adapter.keys_values(injection.cache.tokens(layer).to(x))
-        bias = injection.cache.bias(layer)
-        run.keys_values[key] = CachedKeysValues(keys, values, None if bias is None else bias.to(x))
-    return run.keys_values[key]
+    """The keys and values of an injection's references. They are computed once in a run for a trained adapter, and once
+    at each noise level for the model's own attention.
+    """
+    key, sigma = (injection, layer, x.device, x.dtype), None
+    if injection.uses_noise_levels:
+        sigma = float(options["sigmas"].max()) if run.sigma is None else run.sigma
+    cached = run.keys_values.get(key)
+    if cached is None or cached.sigma != sigma:
+        cache = injection.cache
+        if isinstance(adapter, SelfAttentionLayer):
+            # The norm's statistics are those of an entire reference, so a mask chooses its tokens afterwards.
+            each = [adapter.keys_values(batch.features_at(sigma, layer, run.weights).to(x)) for batch in cache.batches]
+            keys, values = (cache.gather(layer, tensors) for tensors in zip(*each, strict=True))
+        else:
+            keys, values = adapter.keys_values(cache.tokens(layer).to(x))
+        bias = cache.bias(layer)
+        cached = CachedKeysValues(keys, values, None if bias is None else bias.to(x), sigma)
+        run.keys_values[key] = cached
+    return cached
 
 
 def _attending_rows(injection: Injection, rows: int, options: Options, run: RunState) -> list[slice]:

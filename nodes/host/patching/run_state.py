@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -15,7 +15,6 @@ from ....dreamcache_core.adapter.strengths import Curve, at_progress
 from ....dreamcache_core.reference.masks import resize_mask
 from .injection import Injection
 from .options import KEY, RUN_KEY, Options
-from .recording import Recording
 
 # How many points of a curve over sampling are looked up.
 _CURVE_POINTS = 257
@@ -49,12 +48,14 @@ class CurveBySigma:
 class CachedKeysValues:
     """The keys and values of a reference cache at one adapter layer: (rows, tokens, channels) each.
 
-    `bias`: added to the attention logits, (rows, 1, tokens), or None.
+    `bias`: added to the attention logits, (rows, 1, tokens), or None. `sigma`: the noise level that they are for, None
+    if they serve every step.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     bias: torch.Tensor | None
+    sigma: float | None = None
 
 
 class AttentionObserver(Protocol):
@@ -65,12 +66,14 @@ class AttentionObserver(Protocol):
         attention: Attention,
         injection: Injection,
         layer: str,
-        bias: torch.Tensor | None,
+        cached_tokens: int,
         rows: slice,
         x: torch.Tensor,
         options: Options,
     ) -> Attention:
-        """The same attention function, observed. `x`: image tokens of all rows; `rows`: those that attend."""
+        """The same attention function, observed. `x`: image tokens of all rows; `rows`: those that attend. The first
+        `cached_tokens` keys are the references', any others the image tokens' own.
+        """
         ...
 
 
@@ -81,12 +84,13 @@ class RunState:
     Of the run:
     `conditioned`: the prompts that are not negative. `areas`: (height, width, top, left) in latent pixels of the
     prompts that have an area. `latent_size`: (height, width). `curves`: by sigma. `ranges`: smallest and largest sigma
-    of the injections that are active in a part of sampling only. `keys_values`, `regions`: what layers have computed
-    from reference caches and masks, kept until the run ends.
+    of the injections that are active in a part of sampling only. `weights`: of the U-Net. `keys_values`, `regions`:
+    what layers have computed from reference caches and masks, kept until the run ends.
 
     Of the evaluation:
     `inactive`: injections that have no part in it. `without_reference`: prompts whose rows attend to no reference.
-    `image_guidance`: s_image of each injection. `recording`: where recorders put features. `observer`: of attention.
+    `image_guidance`: s_image of each injection. `observer`: of attention. `sigma`: the noise level, None where
+    it is unknown.
     """
 
     conditioned: frozenset[UUID] = frozenset()
@@ -94,13 +98,14 @@ class RunState:
     latent_size: tuple[int, int] = (0, 0)
     curves: Mapping[Curve, CurveBySigma] = field(default_factory=dict)
     ranges: Mapping[Injection, tuple[float, float]] = field(default_factory=dict)
+    weights: Hashable = None
     keys_values: dict[tuple[Any, ...], CachedKeysValues] = field(default_factory=dict)
     regions: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     inactive: frozenset[Injection] = frozenset()
     without_reference: frozenset[UUID] = frozenset()
     image_guidance: Mapping[Injection, float] = field(default_factory=dict)
-    recording: Recording | None = None
     observer: AttentionObserver | None = None
+    sigma: float | None = None
 
     def attends(self, injection: Injection, prompt: UUID) -> bool:
         """Whether the rows of a prompt attend to the injection's reference."""

@@ -10,8 +10,10 @@ from uuid import uuid4
 
 import torch
 
+from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from ....dreamcache_core.adapter.strengths import CONSTANT
 from ....dreamcache_core.errors import DreamCacheError
+from .caching_pass import cache_noise_level, weights_key
 from .guidance import Guider, image_guidance_at
 from .injection import Injection
 from .options import KEY, RUN_KEY, Options, with_options
@@ -59,6 +61,7 @@ def begin_run(
             for injection in injections
             if (injection.start_percent, injection.end_percent) != (0, 1)
         },
+        weights=weights_key(guider.model_patcher),
         keys_values={},
         regions={},
     )
@@ -75,9 +78,15 @@ def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_opt
         sigma = float(timestep.max())
         out_of_range = {one for one, (least, largest) in run.ranges.items() if not least <= sigma <= largest}
         run = replace(run, inactive=frozenset(out_of_range))
+    active = active_injections({**options, RUN_KEY: run})
+    own_attention = [one for one in active if isinstance(one.adapter, SelfAttentionAdapter)]
+    if own_attention:
+        sigma = float(timestep.max())
+        run = replace(run, sigma=sigma)
+        for injection in own_attention:
+            cache_noise_level(guider, injection.cache, injection.adapter, sigma)
     scales = {}
     if not isinstance(guider, Guider):  # It has a scale of its own for all injections.
-        active = active_injections({**options, RUN_KEY: run})
         scales = {injection: image_guidance_at(injection, run, timestep) for injection in active}
     model_options = with_options(model_options, {RUN_KEY: replace(run, image_guidance=scales)})
     if any(scale != 1 and injection.rows != "conditioned" for injection, scale in scales.items()):

@@ -14,22 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from ....dreamcache_core.adapter.network import Adapter
 from ..base_model import structure_of
 from .blocks import patch_blocks
+from .caching_pass import without_patches
 from .injection import Injection
-from .options import KEY, RUN_KEY, Options
-from .recording import Recording, with_recorders_only
-from .run_state import RunState
+from .options import KEY, Options
 
 
 def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = False) -> ModelPatcher:
-    """A clone of `model` that records or attends to a reference, as the transformer_options of each evaluation say.
+    """A clone of `model` that attends to a reference where the transformer_options of `attending_to` say so.
 
-    `recording_to` and `attending_to` give these options. `checkpointing`: recompute activations in the backward pass,
+    `checkpointing`: recompute activations in the backward pass,
     which takes less memory and more time. The model's weights are used with their LoRAs, but without patches of
     attention and guidance. Raises DreamCacheError if the adapter doesn't fit the model.
     """
     adapter.check_fits(structure_of(model))
     # Dynamic VRAM lends weights memory for a moment only, and the backward pass needs them later.
-    trainable = with_recorders_only(model.clone(disable_dynamic=True), adapter.layers)
+    trainable = without_patches(model.clone(disable_dynamic=True))
     patch_blocks(trainable, adapter.layers)
     weights = _DifferentiableWeights()
     trainable.set_injections(KEY, [PatcherInjection(weights.put_on, weights.take_off)])
@@ -41,11 +40,6 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
                 forward = trainable.get_model_object(f"{name}.forward")
                 trainable.add_object_patch(f"{name}.forward", partial(checkpoint, forward, use_reentrant=False))
     return trainable
-
-
-def recording_to(recording: Recording) -> Options:
-    """The transformer_options of a caching pass. The evaluation ends with `Recorded`."""
-    return {RUN_KEY: RunState(recording=recording)}
 
 
 def attending_to(injection: Injection) -> Options:

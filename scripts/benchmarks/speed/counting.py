@@ -6,7 +6,7 @@ It takes a second, and next to no memory. Whatever would wait for a value of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
-from dreamcache.nodes.host.patching.recording import Recorded, Recording
-from dreamcache.nodes.host.patching.training import make_trainable, recording_to
+from dreamcache.nodes.host.patching.recording import recording
+from dreamcache.nodes.host.patching.training import make_trainable
 from harness.generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,16 +44,14 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     structure = structure_of(model)
     with _META:
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
-    recording = Recording()
     trainable = make_trainable(model, adapter)
-    with _patched(trainable), suppress(Recorded):
+    with _patched(trainable), recording(trainable.model.diffusion_model, adapter.layers) as recorded:
         latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
-        options = {**options, **recording_to(recording)}
         trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=options)
 
     def references(count: int) -> ReferenceCache:
-        features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recording.features.items()}
+        features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
         batch = ReferenceBatch(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
         return ReferenceCache((batch,))
 

@@ -128,7 +128,7 @@ def ipadapter_plus(pack: ModuleType) -> Variant:
 
 
 def _forget_memories(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, *args):
-    model_options["transformer_options"][RUN_KEY].memories.clear()
+    model_options["transformer_options"][RUN_KEY].keys_values.clear()
     return executor(x, timestep, model_options, *args)
 
 
