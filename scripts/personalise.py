@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from comfyui_server import ComfyUIServer, WorkflowError
-from environment import DEV, ROOT, enter
-from workflow_prompt import BASIC, DEMO, PHOTOGRAPH, basic_prompt, demo_prompt, set_inputs
+from harness.comfyui_server import ComfyUIServer, WorkflowError
+from harness.environment import DEV, ROOT, enter
+from harness.workflow_prompt import BASIC, DEMO, PHOTOGRAPH, basic_prompt, demo_prompt, set_inputs
 
 BASE = DEV / "personalise"
 MODELS = BASE / "models"
@@ -22,7 +22,7 @@ SEED = 1
 
 def main() -> None:
     options = _options()
-    environment = enter()
+    environment = enter(pack=options.generated)
     models = _place_models(options)
     workflow, picture = (BASIC, options.picture or PHOTOGRAPH) if models else (DEMO, options.picture)
     print("Starting ComfyUI …", flush=True)
@@ -75,7 +75,7 @@ def _place_models(options: argparse.Namespace) -> tuple[str, str] | None:
     if options.checkpoint:
         return _link(options.checkpoint, "checkpoints"), _link(options.adapter, "dreamcache")
     if options.generated:
-        from generated_weights import write_models
+        from harness.generated_weights import write_models
 
         print("Weights are generated, not trained: the picture will be noise.")
         name = write_models(MODELS, "SD15", SEED)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environment import ROOT, chromium, ensure
+from harness.environment import ROOT, chromium, ensure
 
 # Files of tests run side by side, for much of a test is waiting: for a server, or for a page.
 WORKERS = 2

@@ -1,33 +1,38 @@
-"""What every test may use: the pack as ComfyUI imports it, and real ComfyUI models small enough for the CPU."""
+"""What every test may use: imports of the core that don't need ComfyUI, and fixtures that start it when asked for."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from front_end import FrontEnd
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
-sys.path.append(str(ROOT))
 
-import environment  # noqa: E402
 
-from dreamcache_core.train import import_pack  # noqa: E402
+def _register_pack() -> None:
+    """Make the repository known as the package `dreamcache`, without running its `__init__.py`, which needs ComfyUI.
 
-import_pack(environment.ensure().comfyui, cpu=True)
+    The folders whose tests do need it import `support.pack`, which runs it.
+    """
+    if "dreamcache" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "dreamcache", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        assert spec
+        sys.modules["dreamcache"] = importlib.util.module_from_spec(spec)
+
+
+_register_pack()
 
 
 @pytest.fixture(scope="session")
 def short_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of SD1.5, cut short so that it loads in a moment, and an adapter for it."""
-    from generated_weights import SHORT, write_models
+    from harness.generated_weights import SHORT, write_models
 
     folder = tmp_path_factory.mktemp("models")
     name = write_models(folder, SHORT, seed=1)
@@ -40,9 +45,10 @@ def server():
 
     `FRONT_END_ROOT`: the folder of a front end (`static` of its package) other than the one that ComfyUI brings.
     """
-    from comfyui_server import ComfyUIServer
+    from harness import environment
+    from harness.comfyui_server import ComfyUIServer
 
-    packs = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "miniature"}
+    packs = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "support" / "miniature"}
     made = environment.ensure()
     front_end = os.environ.get("FRONT_END_ROOT")
     arguments = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]
@@ -54,16 +60,6 @@ def server():
 @pytest.fixture(scope="session")
 def studio():
     """A miniature model and its adapter in this process."""
-    from studio import Studio
+    from support.studio import Studio
 
     return Studio()
-
-
-@pytest.fixture
-def front_end(opened: FrontEnd) -> Iterator[FrontEnd]:
-    """The front end that a module has `opened`, with an empty graph. A test fails if the page complains of anything."""
-    opened.load_blank()
-    yield opened
-    errors = list(opened.errors)
-    opened.errors.clear()
-    assert not errors

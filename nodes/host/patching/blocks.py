@@ -70,11 +70,9 @@ def _is_patched(options: Options) -> bool:
     """Whether other nodes change this block's self-attention."""
     replaced = options.get("patches_replace", {}).get("attn1", {})
     place = options.get("block")
-    return (
-        any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
-        or place in replaced
-        or (place and (*place, options.get("block_index", 0)) in replaced)
-    )
+    if place in replaced or (place and (*place, options.get("block_index", 0)) in replaced):
+        return True
+    return any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
 
 
 def _add_references(
@@ -101,17 +99,24 @@ def _add_references(
     run = run_state(options)
     result = self_attention.clone()
     for injection in injections:
-        own = isinstance(injection.adapter, SelfAttentionAdapter)
-        adapter = SelfAttentionLayer(transformer) if own else injection.adapter.model[layer]
+        adapter: AdapterLayer | SelfAttentionLayer
+        if isinstance(injection.adapter, SelfAttentionAdapter):
+            adapter = SelfAttentionLayer(transformer)
+        else:
+            adapter = injection.adapter.model[layer]
         cached = _keys_values(adapter, injection, layer, x, options, run)
         for rows in _attending_rows(injection, len(x), options, run):
             attend: Attention = attention
             if run.observer:
                 tokens = cached.key.shape[1]
                 attend = run.observer.observe(attention, injection, layer, tokens, rows, x, options)
-            # Patched by others, it is no longer what the model's own attention to the reference must be compared with.
-            unchanged = None if own and is_patched else self_attention[rows]
-            change = adapter.forward(x[rows], unchanged, cached.key, cached.value, attend, cached.bias)
+            own = self_attention[rows]
+            if isinstance(adapter, SelfAttentionLayer):
+                # Patched by others, it isn't what the attention to the reference must be compared with.
+                output = None if is_patched else own
+                change = adapter.forward(x[rows], output, cached.key, cached.value, attend, cached.bias)
+            else:
+                change = adapter(x[rows], own, cached.key, cached.value, attend, cached.bias)
             if injection.region is not None:
                 change *= run.region(injection.region, x, options)[rows]
             if injection.strengths.curve in run.curves:
@@ -131,13 +136,11 @@ def _keys_values(
     """The keys and values of an injection's references. They are computed once in a run for a trained adapter, and once
     at each noise level for the model's own attention.
     """
-    key, sigma = (injection, layer, x.device, x.dtype), None
-    if injection.uses_noise_levels:
-        sigma = float(options["sigmas"].max()) if run.sigma is None else run.sigma
-    cached = run.keys_values.get(key)
+    key = (injection, layer, x.device, x.dtype)
+    cached, cache = run.keys_values.get(key), injection.cache
+    sigma = _noise_level(options, run) if isinstance(adapter, SelfAttentionLayer) else None
     if cached is None or cached.sigma != sigma:
-        cache = injection.cache
-        if isinstance(adapter, SelfAttentionLayer):
+        if isinstance(adapter, SelfAttentionLayer) and sigma is not None:
             # The norm's statistics are those of an entire reference, so a mask chooses its tokens afterwards.
             each = [adapter.keys_values(batch.features_at(sigma, layer, run.weights).to(x)) for batch in cache.batches]
             keys, values = (cache.gather(layer, tensors) for tensors in zip(*each, strict=True))
@@ -147,6 +150,11 @@ def _keys_values(
         cached = CachedKeysValues(keys, values, None if bias is None else bias.to(x), sigma)
         run.keys_values[key] = cached
     return cached
+
+
+def _noise_level(options: Options, run: RunState) -> float:
+    """The sigma of this evaluation."""
+    return float(options["sigmas"].max()) if run.sigma is None else run.sigma
 
 
 def _attending_rows(injection: Injection, rows: int, options: Options, run: RunState) -> list[slice]:

@@ -1,0 +1,91 @@
+"""The operations that a step must do: ComfyUI's own sampling of a full-size model, on tensors that have only shapes.
+
+It takes a second, and next to no memory. Whatever would wait for a value of the device fails, for there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.sampler_helpers import prepare_model_patcher
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.unet import select_layers
+from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.patching.recording import recording
+from dreamcache.nodes.host.patching.training import make_trainable
+from harness.generated_weights import config_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of
+
+_META = torch.device("meta")
+
+
+class _OnPaper(ModelPatcher):
+    """On a device without memory there is always enough of it."""
+
+    def get_free_memory(self, device: torch.device) -> float:
+        return float("inf")
+
+
+def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
+    """`config`: ComfyUI's description of the model, by default of SD1.5. `size`: side of references in pixels."""
+    model = _OnPaper((config or config_of("SD15")).get_model({}, device=_META).to(_META), _META, _META)
+    side = size // 8
+    # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
+    options = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
+    model.model_options["transformer_options"] = options
+    structure = structure_of(model)
+    with _META:
+        adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    trainable = make_trainable(model, adapter)
+    with _patched(trainable), recording(trainable.model.diffusion_model, adapter.layers) as recorded:
+        latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
+        prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
+        trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=options)
+
+    def references(count: int) -> ReferenceCache:
+        features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
+        batch = ReferenceBatch(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
+        return ReferenceCache((batch,))
+
+    return Bench(model, model, adapter, references)
+
+
+def count_step(model: ModelPatcher, size: int, batch: int = 1) -> int:
+    """Operations, two for each multiplication, of a step but the first. `size`: side of the pictures in pixels."""
+    guider = guider_of(model)
+    # What CFGGuider.sample does before it loads models, for which there is nothing here.
+    guider.inner_model = model.model
+    guider.conds = {name: [dict(cond) for cond in conds] for name, conds in guider.original_conds.items()}
+    guider.model_options = create_model_options_clone(model.model_options)
+    prepare_model_patcher(model, guider.conds, guider.model_options)
+    latents = torch.empty(batch, 4, size // 8, size // 8, device=_META)
+    counter = FlopCounterMode(display=False)
+
+    def visit(evaluate: Evaluate) -> None:
+        evaluate(latents)
+        with counter:
+            evaluate(latents)
+
+    with _patched(model), torch.no_grad():
+        sigmas = torch.empty(2, device=_META)
+        guider.inner_sample(latents, None, _META, Evaluations(visit), sigmas, None, None, True, None)
+    return counter.get_total_flops()
+
+
+@contextmanager
+def _patched(model: ModelPatcher) -> Iterator[None]:
+    model.patch_model(load_weights=False)
+    model.pre_run()
+    try:
+        yield
+    finally:
+        model.cleanup()
+        model.unpatch_model(unpatch_weights=False)

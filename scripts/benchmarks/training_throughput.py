@@ -1,0 +1,254 @@
+"""Training on Stable Diffusion 1.5 at full size with generated weights: samples a second, memory, and the floor.
+
+`python3 scripts/benchmarks/training_throughput.py` takes the GPU if the Python that runs ComfyUI can, else the CPU,
+where it takes some minutes. It writes `training_speed.md`. The floor is what the operations would take at the rate of
+large matrix products. Pictures are in memory: reading them is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.full_size import BASE, SEED
+from harness.environment import ROOT, enter, import_pack
+from harness.markdown_table import markdown_table
+
+if TYPE_CHECKING:
+    import torch
+    from dreamcache.dreamcache_core.training.loss import Batch
+    from dreamcache.dreamcache_core.training.trainer import Trainer
+
+PAPER_SAMPLES = 200_000 * 48
+OPERATORS = 10
+"""As many of the profile are shown."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a training step, and of one sample. `kept`: whether a disk cache spares it when the sample comes again."""
+
+    name: str
+    operations: int
+    seconds: float
+    kept: bool = False
+
+
+def main() -> None:
+    options = _options()
+    environment = enter(pack=False)
+    import torch
+    from harness.generated_weights import write_models
+
+    cuda = torch.cuda.is_available() and not options.cpu
+    import_pack(environment, cpu=not cuda)
+    checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
+    import comfy.sd
+    from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+    from dreamcache.dreamcache_core.train import PRECISIONS
+    from dreamcache.dreamcache_core.training.settings import TrainingSettings
+    from dreamcache.dreamcache_core.training.trainer import Trainer
+    from dreamcache.nodes.host.base_model import structure_of
+    from dreamcache.nodes.host.frozen_base import ComfyUIBase
+
+    options.precision = PRECISIONS[options.precision or ("bfloat16" if cuda else "float32")]
+    options.batch = options.batch or ([8, 16, 32, 48, 64, 96] if cuda else [1])
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    adapter = untrained_adapter(structure_of(model), SEED).to(model.load_device)
+    base = ComfyUIBase(model, vae, clip, adapter, options.precision, options.checkpointing)
+    base.load()
+
+    def trainer(batch: int) -> Trainer:
+        return Trainer(base, adapter, TrainingSettings(batch=batch))
+
+    lines: list[str] = []
+    for line in page(trainer, options):
+        print(line, flush=True)
+        lines.append(line)
+    (options.output / "training_speed.md").write_text("\n".join(lines))
+
+
+def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iterator[str]:
+    """Its lines, as they are measured. `trainer`: for batches of some size."""
+    import torch
+    from dreamcache.dreamcache_core.training.estimate import measure
+
+    device = trainer(1).base.sigmas.device
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    rate = matmul_rate(device, options.precision)
+    size = options.batch[0]
+    parts = measure_parts(trainer(size), next(batches(size, options.resolution)))
+    floor, kept = (rate / sum(part.operations for part in some) for some in (parts, [p for p in parts if not p.kept]))
+    yield from (
+        "# Speed of training",
+        "",
+        f"Measured by `python3 scripts/benchmarks/training_throughput.py`: {name}, {options.precision}, torch "
+        f"{torch.__version__}, {rate / 1e12:.3g} TFLOP/s in products of large matrices. SD1.5 at full size with "
+        f"generated weights, pictures of {options.resolution}².",
+        "",
+        f"The floor is what a step's operations would take at that rate: {floor:.3g} samples/s, {kept:.3g} in later "
+        f"epochs, for which a disk cache keeps what comes again. The paper's {PAPER_SAMPLES / 1e6:.1f} million samples "
+        f"would take {_hours(floor)} or {_hours(kept)} hours.",
+        "",
+        *markdown_table(
+            ["batch", "samples/s", "of the floor", "memory at the peak, GiB", "hours for the paper's samples"]
+        ),
+    )
+    for size in options.batch:
+        try:
+            cost = measure(trainer(size), batches(size, options.resolution), options.steps)
+        except torch.OutOfMemoryError:
+            yield f"| {size} | out of memory | | | |"
+            break
+        speed = cost.samples_per_second
+        yield f"| {size} | {speed:.3g} | {speed / floor:.0%} | {cost.peak / 2**30:.2f} | {_hours(speed)} |"
+    yield from (
+        "",
+        "## Where the time goes",
+        "",
+        f"Of a sample in a batch of {options.batch[0]}. Gradients take the decoder only: what lies before the first "
+        "adapter has nothing to learn, and the base's weights get none.",
+        "",
+        *markdown_table(
+            ["", "TFLOP", "s", "of the floor"],
+            ([part.name, f"{part.operations / 1e12:.3f}", f"{part.seconds:.3g}", _share(part, rate)] for part in parts),
+        ),
+        "",
+        "A disk cache keeps the first three for later epochs.",
+        "",
+        f"The {OPERATORS} operators that take most, of a whole step:",
+        "",
+        *markdown_table(
+            ["operator", "share of the time", "calls"],
+            profile(trainer(options.batch[0]), next(batches(options.batch[0], options.resolution))),
+        ),
+        "",
+    )
+
+
+def _share(part: Part, rate: float) -> str:
+    return f"{part.operations / rate / part.seconds:.0%}"
+
+
+def _hours(samples_per_second: float) -> str:
+    return f"{PAPER_SAMPLES / samples_per_second / 3600:,.0f}"
+
+
+def matmul_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Operations a second, two for each multiplication, in the best of some products of large matrices."""
+    import torch
+
+    size, repeats = (8192, 20) if device.type == "cuda" else (2048, 2)
+    matrix = torch.randn(size, size, device=device, dtype=precision)
+
+    def seconds() -> float:
+        started = time.monotonic()
+        for _ in range(repeats):
+            product = matrix @ matrix
+        product[0, 0].item()  # Waits for the device.
+        return time.monotonic() - started
+
+    return repeats * 2 * size**3 / min(seconds() for _ in range(5))
+
+
+def measure_parts(trainer: Trainer, batch: Sequence[Batch]) -> list[Part]:
+    """What each part of a step takes for one of its samples. The trainer takes two steps."""
+    import torch
+
+    base, (one,) = trainer.base, batch
+    with torch.no_grad():
+        latents = base.encode_images(one.targets)
+        before = [
+            _part("encoding the target", len(one.numbers), lambda: base.encode_images(one.targets), kept=True),
+            _part("encoding the reference", len(one.numbers), lambda: base.encode_images(one.references), kept=True),
+            _part("encoding the prompt", len(one.numbers), lambda: base.encode_prompts(one.prompts), kept=True),
+            _part("caching pass", len(one.numbers), lambda: base.cache(latents, latents)),
+        ]
+    step = _part("", len(one.numbers), lambda: trainer.train(batch))
+    return [
+        *before,
+        Part(
+            "denoising, forwards and backwards, and the optimiser",
+            step.operations - sum(part.operations for part in before),
+            step.seconds - sum(part.seconds for part in before),
+        ),
+    ]
+
+
+def _part(name: str, samples: int, run: Callable[[], object], kept: bool = False) -> Part:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Counted first, since the first time is slower by itself.
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return Part(name, counter.get_total_flops() // samples, _seconds(run) / samples, kept)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
+    started = time.monotonic()
+    run()
+    wait()
+    return time.monotonic() - started
+
+
+def profile(trainer: Trainer, batch: Sequence[Batch]) -> list[list[str]]:
+    """Operators of a step by the time that they themselves take: names, shares and calls."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    cuda = trainer.base.sigmas.device.type == "cuda"
+    trainer.train(batch)
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        trainer.train(batch)
+    times = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
+        for event in profiler.key_averages()
+    }
+    total = sum(taken for taken, _ in times.values())
+    most = sorted(times.items(), key=lambda item: item[1], reverse=True)[:OPERATORS]
+    return [[f"`{name}`", f"{taken / total:.0%}", f"{calls:,}"] for name, (taken, calls) in most]
+
+
+def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
+    """Noise in place of pictures, without end."""
+    import torch
+    from dreamcache.dreamcache_core.training.loss import Batch
+
+    for step in itertools.count():
+        targets, references = torch.rand(
+            2, size, 3, resolution, resolution, generator=torch.Generator().manual_seed(step)
+        )
+        yield [Batch(range(step * size, (step + 1) * size), targets, references, ["a dog on a beach"] * size)]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure training on SD1.5 at full size.")
+    parser.add_argument("--batch", type=int, nargs="+", help="sizes (default: 8…96, on the CPU 1)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="(default: bfloat16, on the CPU float32)")
+    parser.add_argument("--resolution", type=int, default=512, help="side of the pictures (default: %(default)s)")
+    parser.add_argument("--checkpointing", action="store_true", help="as in training")
+    parser.add_argument("--steps", type=int, default=3, help="that are measured (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--output", type=Path, default=ROOT / "web" / "docs", help="folder (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

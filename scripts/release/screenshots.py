@@ -1,0 +1,233 @@
+"""The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
+
+`python3 scripts/release/screenshots.py` takes them all, as is due after a change of a workflow or of a node's inputs;
+with names of parts, only these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness.environment import ROOT, enter
+
+ENVIRONMENT = enter()
+
+import torch  # noqa: E402
+from dreamcache.dreamcache_core.adapter.file import save_adapter  # noqa: E402
+from dreamcache.dreamcache_core.adapter.network import Adapter  # noqa: E402
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source  # noqa: E402
+from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references  # noqa: E402
+from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
+from harness.comfyui_server import ComfyUIServer  # noqa: E402
+from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
+from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+IMAGES = ROOT / "web" / "docs" / "images"
+CLOSE_UPS = {
+    "dreamcache_basic": {
+        "DreamCacheEncodeReference": "encode_reference.png",
+        "DreamCacheAdapterLoader": "adapter_loader.png",
+        "ApplyDreamCache": "apply.png",
+    },
+    "dreamcache_make_triplets": {
+        "DreamCachePromptSource": "prompt_source.png",
+        "DreamCacheSaveTriplet": "save_triplet.png",
+    },
+    "dreamcache_train_adapter": {
+        "DreamCacheTrainAdapter": "train_adapter.png",
+        "DreamCacheSaveAdapter": "save_adapter.png",
+    },
+}
+# Of nodes that are in none of the workflows.
+ALONE = {
+    "DreamCacheDemoModel": "demo_model.png",
+    "DreamCacheEvaluate": "evaluate.png",
+    "DreamCacheStrengths": "strengths.png",
+    "DreamCacheGuider": "guider.png",
+    "DreamCacheOneNode": "one_node.png",
+    "DreamCacheCombineReferences": "combine_references.png",
+    "DreamCacheSaveReferenceCache": "save_reference_cache.png",
+    "DreamCacheLoadReferenceCache": "load_reference_cache.png",
+    "DreamCachePreviewReferenceCache": "preview_reference_cache.png",
+    "DreamCachePreviewAttention": "preview_attention.png",
+    "DreamCacheCompare": "compare.png",
+}
+# Of SD1.x, as Adapter Loader tells of them.
+WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
+WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
+LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
+# Of workflows whose subject says less of them than another group: what their thumbnail shows.
+SHOWN = {
+    "dreamcache_attention": "What the model sees in it, and where it looks",
+    "dreamcache_compare": "Every combination",
+}
+README_WIDTH = 1400
+CAPTURE_SIZE = (900, 680)
+THUMBNAIL_WIDTH = 512
+LEGIBLE = 940
+"""How much of a graph a thumbnail can show."""
+MARGIN = 12
+# Ellipses over the photograph, as someone with a brush would cover the cup and its handle.
+PAINTED = [(168, 14, 412, 212), (172, 100, 404, 288), (194, 226, 268, 310)]
+
+
+def main() -> None:
+    parts = {"workflows": take_workflows, "nodes": take_nodes, "capture": take_capture}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(parts), help="which to make, of: " + ", ".join(parts))
+    wanted = parser.parse_args().parts
+    IMAGES.mkdir(exist_ok=True)
+    with ComfyUIServer(ENVIRONMENT, {"dreamcache": ROOT}) as server:
+        place_models(server)
+        save_adapter(server.base / "models" / "dreamcache" / ADAPTER, Adapter(LAYERS, "SD1.x"), torch.float16)
+        save_references(server.base / "models" / "dreamcache_references" / "my_cup_00001_.safetensors", reference())
+        for part in wanted:
+            parts[part](server)
+
+
+def take_workflows(server: ComfyUIServer) -> None:
+    for name, path in WORKFLOWS.items():
+        # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
+        photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
+        # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
+        with open_front_end(server) as front_end:
+            workflow = json.loads(path.read_text(encoding="utf-8"))
+            front_end.load(workflow)
+            front_end.hide_menus()
+            front_end.show_output("DreamCacheSaveTriplet", "example.png")
+            # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
+            thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
+            save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
+            if name == "dreamcache_basic":
+                save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
+            for class_type, file in CLOSE_UPS.get(name, {}).items():
+                take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_nodes(server: ComfyUIServer) -> None:
+    with open_front_end(server) as front_end:
+        front_end.hide_menus()
+        for class_type, file in ALONE.items():
+            front_end.load_blank()
+            front_end.add(class_type, (0.0, 0.0))
+            front_end.page.wait_for_load_state("networkidle")
+            take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_capture(server: ComfyUIServer) -> None:
+    """The animated capture of the README: a saved reference is dropped and wired, and its strengths are drawn."""
+    frames: list[Image.Image] = []
+    with open_front_end(server, CAPTURE_SIZE) as front_end, tempfile.TemporaryDirectory() as folder:
+        page = front_end.page
+
+        def film(times: int = 1) -> None:
+            frames.extend([Image.open(io.BytesIO(page.screenshot())).convert("RGB")] * times)
+
+        def drag(start: Point, end: Point) -> None:
+            page.mouse.move(*start)
+            page.mouse.down()
+            for step in range(1, 7):
+                page.mouse.move(*(a + (b - a) * step / 6 for a, b in zip(start, end, strict=True)))
+                film()
+            page.mouse.up()
+            film(3)
+
+        front_end.load_blank()
+        front_end.hide_menus()
+        page.evaluate("Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] })")
+        front_end.add("ApplyDreamCache", (540.0, 60.0))
+        front_end.select("ApplyDreamCache")
+        film(4)
+        dropped = Path(folder, "my_cup.safetensors")
+        save_references(dropped, reference())
+        front_end.drop(dropped, (40.0, 60.0))
+        page.locator(".dreamcache-note img").wait_for()
+        page.wait_for_load_state("networkidle")
+        film(8)
+        front_end.add("DreamCacheStrengths", (160.0, 330.0))
+        page.locator(".dreamcache-strengths circle").first.wait_for()
+        film(5)
+        strengths = front_end.slot("DreamCacheStrengths", "output", "strengths")
+        drag(strengths, front_end.slot("ApplyDreamCache", "input", "strengths"))
+        points = page.locator(".dreamcache-strengths circle")
+        for number, by in ((1, 20), (2, -20), (3, 15), (4, 22)):
+            box = points.nth(number).bounding_box()
+            if box:
+                start = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+                drag(start, (start[0], start[1] + by))
+        film(12)
+    path = IMAGES / "capture.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0, quality=60, method=4)
+    print(path.relative_to(ROOT), f"{path.stat().st_size / 1e6:.2f} MB")
+
+
+def reference() -> ReferenceCache:
+    """Of the photograph, as a file tells of it. It holds no features, which nobody looks at here."""
+    features = {layer.name: torch.zeros(1, layer.channels, 1, 1) + 1 for layer in LAYERS}
+    source = Source("5f3c2a917be4" + "0" * 52, patched=False, thumbnails=(make_thumbnail(Image.open(PHOTOGRAPH)),))
+    return ReferenceCache((ReferenceBatch(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source),))
+
+
+def photograph(painted: bool) -> Image.Image:
+    """The photograph, and where it is painted on as the mask editor saves that: transparent."""
+    image = Image.open(PHOTOGRAPH)
+    if painted:
+        mask = Image.new("L", image.size, 255)
+        for ellipse in PAINTED:
+            ImageDraw.Draw(mask).ellipse(ellipse, fill=0)
+        image.putalpha(mask)
+    return image
+
+
+def take_close_up(front_end: FrontEnd, class_type: str, path: Path) -> None:
+    """A node at one and a half of its size, with as much around it as shows what is connected to it."""
+    box = grown(front_end.box(class_type), 30)
+    save(front_end.picture(box, round(1.5 * box[2])), path)
+
+
+def graph_box(workflow: Workflow) -> Box:
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
+    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
+    return grown((left, top, right - left, bottom - top), MARGIN)
+
+
+def thumbnail_box(workflow: Workflow, shown: str | None = None) -> Box:
+    """The lower left corner of the graph, where the subject is: a square from as high a group as leaves it legible. Or
+    of the group of that title.
+    """
+    for group in workflow["groups"]:
+        if group["title"] == shown:
+            left, top, _, side = grown(tuple(group["bounding"]), MARGIN)
+            return left, top, side, side
+    left, top, _, height = graph_box(workflow)
+    bottom = top + height
+    heights = [bottom - group["bounding"][1] + MARGIN for group in workflow["groups"]]
+    side = max(height for height in heights if height < LEGIBLE)
+    return left, bottom - side, side, side
+
+
+def grown(box: Box, margin: float) -> Box:
+    x, y, width, height = box
+    return x - margin, y - margin, width + 2 * margin, height + 2 * margin
+
+
+def save(picture: bytes, path: Path, width: int | None = None) -> None:
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    if width:
+        image = image.resize((width, round(image.height * width / image.width)))
+    image.save(path, optimize=True, quality=88)
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

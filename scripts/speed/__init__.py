@@ -1,4 +1,0 @@
-"""What a reference costs, counted and measured beside what one might use in its place.
-
-`python3 scripts/benchmark.py` does it all.
-"""

@@ -1,0 +1,344 @@
+"""The pack's extension of the front end, on the canvas and with the Vue renderer: what one is told before one runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dreamcache.dreamcache_core.adapter.file import save_adapter
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
+from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.unet import TransformerLayer
+from harness.comfyui_server import ComfyUIServer
+from harness.front_end import ADAPTER, FrontEnd, open_front_end, place_models
+from harness.workflow_prompt import PHOTOGRAPH
+from PIL import Image
+from playwright.sync_api import Locator, Route, expect
+from safetensors.torch import save_file
+from support.graph import adapter_file
+
+VUE = "Comfy.VueNodes.Enabled"
+BROKEN = "a_broken_file.safetensors"
+SDXL = "sdxl.safetensors"
+LOADER, APPLY, ENCODE = "DreamCacheAdapterLoader", "ApplyDreamCache", "DreamCacheEncodeReference"
+ONE_NODE = "DreamCacheOneNode"
+REFERENCE_LOADER, STRENGTHS, TRAIN = "DreamCacheLoadReferenceCache", "DreamCacheStrengths", "DreamCacheTrainAdapter"
+
+
+@pytest.fixture(scope="module", params=["canvas", "Vue"])
+def opened(server: ComfyUIServer, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    place_models(server)
+    server.upload_image(server.base / "input" / "example.png")
+    adapters = server.base / "models" / "dreamcache"
+    layers = [TransformerLayer("middle_block.1", 64, 8), TransformerLayer("output_blocks.4.1", 32, 8)]
+    save_adapter(adapters / ADAPTER, Adapter(layers, "SD1.x", provenance=[Provenance("0" * 64, 100, 4, 300)]))
+    (adapters / BROKEN).write_bytes(b"nonsense")
+    network = "model.diffusion_model.input_blocks"
+    tensors = {f"{network}.0.0.weight": torch.zeros(320, 4, 3, 3)}
+    tensors[f"{network}.4.1.transformer_blocks.0.attn2.to_k.weight"] = torch.zeros(640, 2048)
+    save_file(tensors, server.base / "models" / "checkpoints" / SDXL)
+    with open_front_end(server) as front_end:
+        _set(front_end, VUE, request.param == "Vue")
+        yield front_end
+        _set(front_end, VUE, False)
+    (adapters / BROKEN).unlink()
+    (server.base / "models" / "checkpoints" / SDXL).unlink()
+    shutil.copyfile(adapters / adapter_file(server, "sd15"), adapters / ADAPTER)
+
+
+def test_adapter_loader_says_what_its_file_is_and_which_cannot_be_used(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add(LOADER, (500, 300))
+    _choose(front_end, ADAPTER)
+    expect(_note(front_end)).to_contain_text("SD1.x · 2 layers · 31,104 parameters · 0.1 MB")
+    expect(_note(front_end)).to_contain_text("trained 100 steps of 4 on 300 triplets")
+
+    x, y = front_end.widget(LOADER, "adapter_name")
+    if _is_vue(front_end):
+        page.get_by_role("combobox", name="adapter_name").click()
+    else:
+        page.mouse.click(x, y)
+    page.get_by_text(f"⚠ {BROKEN}: {BROKEN} cannot be read").last.click()
+    expect(_note(front_end)).to_contain_text("is damaged or incomplete")
+    assert front_end.prompt()["1"]["inputs"] == {"adapter_name": BROKEN}
+
+
+def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front_end: FrontEnd) -> None:
+    page = front_end.page
+    is_built = "app.graph.nodes.length === 12 && app.graph.links.size === 16"
+    page.evaluate("app.extensionManager.command.execute('DreamCache.BuildBasicGraph')")
+    page.wait_for_function(is_built)
+    # With one press, although the front end takes the sizes that it gives to the nodes for a change, once one clicks.
+    page.wait_for_timeout(1000)  # Sizes that come later than the command has waited for them would be seen.
+    page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    page.keyboard.press("Control+z")
+    page.wait_for_function("!app.graph.nodes.length")
+    page.keyboard.press("Control+y")
+    page.wait_for_function(is_built)
+    values = "type => app.graph.findNodesByType(type)[0].serialize().widgets_values"
+    before = page.evaluate(values, APPLY)
+    warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")
+    expect(warning).to_be_hidden()
+    for checkpoint, is_misfit in ((SDXL, True), ("v1-5-pruned-emaonly-fp16.safetensors", False)):
+        page.evaluate(
+            "name => { app.graph.findNodesByType('CheckpointLoaderSimple')[0].widgets[0].value = name }", checkpoint
+        )
+        page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+        expect(warning).to_be_visible(visible=is_misfit)
+        assert page.evaluate(values, APPLY) == before
+    assert page.evaluate(values, LOADER) == [ADAPTER]
+
+
+def test_the_one_node_says_what_its_file_is_and_warns_of_a_misfit(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add("CheckpointLoaderSimple", (100, 300))
+    front_end.add(ONE_NODE, (500, 300))
+    _choose(front_end, ADAPTER, ONE_NODE)
+    facts = page.get_by_text("SD1.x · 2 layers · 31,104 parameters")
+    expect(facts).to_be_visible()
+    script = """([type, name]) => {
+        const [checkpoint] = app.graph.findNodesByType('CheckpointLoaderSimple')
+        checkpoint.widgets[0].value = name
+        checkpoint.connect(0, app.graph.findNodesByType(type)[0], 'model')
+        app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()
+    }"""
+    page.evaluate(script, [ONE_NODE, SDXL])
+    expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")).to_be_visible()
+    expect(facts).to_be_visible()
+
+
+def test_a_server_that_is_slow_or_gone_leaves_a_working_node(front_end: FrontEnd) -> None:
+    page = front_end.page
+    waiting: list[Route] = []
+    page.route("**/dreamcache/adapters/*", lambda route: waiting.append(route))
+    try:
+        front_end.add(LOADER, (500, 300))
+        _choose(front_end, ADAPTER)
+        expect(_note(front_end)).to_have_text(f"Reading {ADAPTER} …")
+        for route in waiting:
+            route.abort()
+        expect(_note(front_end)).to_have_text("The server doesn't answer.")
+    finally:
+        page.unroute("**/dreamcache/adapters/*")
+    assert front_end.prompt()["1"]["inputs"] == {"adapter_name": ADAPTER}
+    assert all("/dreamcache/adapters/" in error for error in front_end.errors)
+    front_end.errors.clear()  # The browser's own, of what was aborted.
+
+
+def test_without_adapters_the_node_says_what_to_do(front_end: FrontEnd) -> None:
+    page = front_end.page
+
+    def without_adapters(route: Route) -> None:
+        answer = route.fetch()
+        definitions = answer.json()
+        definitions[LOADER]["input"]["required"]["adapter_name"][1]["options"] = []
+        route.fulfill(response=answer, json=definitions)
+
+    page.route("**/object_info", without_adapters)
+    try:
+        page.reload()
+        page.wait_for_function("window.app?.canvas && app.extensionManager.command")
+        front_end.load_blank()
+        front_end.add(LOADER, (500, 300))
+        expect(_note(front_end)).to_contain_text("models/dreamcache folder, press R")
+        label = "app.graph.nodes[0].widgets[0].options.getOptionLabel(null)"
+        assert page.evaluate(label) == "no adapter"
+        if _is_vue(front_end):
+            expect(page.get_by_role("combobox", name="adapter_name")).to_have_text("no adapter")
+    finally:
+        page.unroute("**/object_info")
+        page.reload()
+        page.wait_for_function("window.app?.canvas && app.extensionManager.command")
+
+
+def test_slots_keep_their_colours_when_the_theme_changes(front_end: FrontEnd) -> None:
+    page = front_end.page
+    colours = """type => [
+        LGraphCanvas.link_type_colors[type],
+        getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`),
+    ]"""
+    types = ("DREAMCACHE_ADAPTER", "DREAMCACHE_REFERENCE_CACHE", "DREAMCACHE_STRENGTHS")
+    before = [page.evaluate(colours, type_) for type_ in types]
+    assert len({colour for pair in before for colour in pair}) == len(types)
+    for theme in ("light", "dark"):
+        _set(front_end, "Comfy.ColorPalette", theme)
+        assert [page.evaluate(colours, type_) for type_ in types] == before
+
+
+def test_what_is_dropped_becomes_the_node_that_loads_it_wired_to_the_selected_one(
+    server: ComfyUIServer, front_end: FrontEnd, tmp_path: Path
+) -> None:
+    page = front_end.page
+    picture = Image.open(PHOTOGRAPH)
+    picture.save(tmp_path / "dropped.png")
+    save_references(tmp_path / "my cup.safetensors", _reference(picture))
+    front_end.add(APPLY, (700, 150))
+    front_end.add(ENCODE, (700, 500))
+
+    front_end.select(APPLY)
+    front_end.drop(tmp_path / "my cup.safetensors", (400, 300))
+    expect(_note(front_end)).to_contain_text("1 reference for SD1.x, float16")
+    expect(_note(front_end)).to_contain_text('64×64 pixels, timestep 1, prompt "", encoded with abababababab')
+    thumbnail = _note(front_end).get_by_role("presentation")
+    assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") == 160
+    front_end.select(ENCODE)
+    front_end.drop(tmp_path / "dropped.png", (400, 600), "image/png")
+    page.wait_for_function("app.graph.links.size === 2")
+    assert set(front_end.links()) == {
+        (f"{REFERENCE_LOADER}.reference_cache", f"{APPLY}.reference_cache"),
+        ("LoadImage.IMAGE", f"{ENCODE}.image"),
+    }
+    # Dropped again on a free place, with nothing that waits for it, it is the same file and is wired to nothing.
+    front_end.drop(tmp_path / "my cup.safetensors", (1300, 300))
+    page.wait_for_function("type => app.graph.findNodesByType(type).length === 2", arg=REFERENCE_LOADER)
+    names = page.evaluate(
+        "type => app.graph.findNodesByType(type).map((node) => node.widgets[0].value)", REFERENCE_LOADER
+    )
+    assert names == ["my cup_00001_.safetensors"] * 2
+    assert len(front_end.links()) == 2
+    (server.base / "models" / "dreamcache_references" / names[0]).unlink()
+    front_end.errors = [error for error in front_end.errors if "filename=undefined" not in error]  # Load Image's own.
+
+
+def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_subgraph(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add(STRENGTHS, (500, 200))
+    before = front_end.prompt()["1"]["inputs"]
+    editor = page.locator(".dreamcache-strengths").first
+    points = editor.get_by_role("slider", name=re.compile("of sampling"))
+    expect(points).to_have_count(5)
+
+    def drawn() -> dict[str, Any]:
+        return front_end.prompt()["1"]["inputs"]
+
+    points.nth(1).hover()  # Which waits until it has come to its place.
+    point = points.nth(1).bounding_box()
+    assert point
+    start = (point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    front_end.drag(start, (start[0], start[1] - 200))
+    assert drawn() == {**before, "over_sampling": "list", "values": "1, 2, 1, 1, 1"}
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Home")
+    expect(points.first).to_have_attribute("aria-valuenow", "0")
+    editor.get_by_role("slider", name="fine").press("PageUp")
+    assert drawn() == {**before, "fine": 1.25, "over_sampling": "list", "values": "0, 1.95, 1, 1, 1"}
+
+    page.wait_for_function("app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
+    page.keyboard.press("Control+z")
+    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1")
+    page.keyboard.press("Control+y")
+    page.wait_for_function("app.graph.nodes[0]?.widgets[3].value === 1.25")
+    after = drawn()
+    assert after["values"] == "0, 1.95, 1, 1, 1"
+
+    # Copied by the keyboard alone, for which the canvas must have the focus.
+    front_end.select(STRENGTHS)
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Control+c")
+    page.keyboard.press("Control+v")
+    page.wait_for_function("app.graph.nodes.length === 2")
+    assert [node["inputs"] for node in front_end.prompt().values()] == [after, after]
+    page.evaluate("app.graph.remove(app.graph.nodes[1])")
+
+    front_end.select(STRENGTHS)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+    page.wait_for_function("app.graph.nodes[0]?.isSubgraphNode?.()")
+    (inside,) = (node["inputs"] for node in front_end.prompt().values())
+    assert inside == after
+    # As a file has it, without what is undefined.
+    front_end.load(page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))"))
+    (inside,) = (node["inputs"] for node in front_end.prompt().values())
+    assert inside == after
+
+
+def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_end: FrontEnd) -> None:
+    page = front_end.page
+    front_end.add(STRENGTHS, (500, 200))
+    set_values = """values => {
+        const [widget] = app.graph.nodes[0].widgets.filter((one) => one.name === 'values')
+        widget.value = values
+        widget.callback(values)
+        app.graph.nodes[0].widgets[4].value = 'list'
+    }"""
+    page.evaluate(set_values, "1, much")
+    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is no list')
+    colours = """element => {
+        const { color, backgroundColor } = getComputedStyle(element)
+        return [color, backgroundColor]
+    }"""
+    seen = []
+    for theme in ("light", "dark"):
+        _set(front_end, "Comfy.ColorPalette", theme)
+        seen.append(page.locator(".dreamcache-strengths").evaluate(colours))
+    assert all(light != dark for light, dark in zip(*seen, strict=True))
+
+
+def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_reloaded(
+    server: ComfyUIServer, front_end: FrontEnd
+) -> None:
+    page = front_end.page
+    training = server.base / "output" / "dreamcache_training" / "shown"
+    (training / "samples").mkdir(parents=True, exist_ok=True)
+    (training / "losses.txt").write_text("".join(f"{1 + 1 / step:.6g}\n" for step in range(1, 2001)) + "nan\n")
+    Image.new("RGB", (64, 32), "red").save(training / "samples" / "step_000000500.png")
+    front_end.add(TRAIN, (500, 50))
+    page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
+    curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
+    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
+    expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
+
+    curve.focus()
+    page.keyboard.press("+")
+    expect(curve.get_by_text("1,701", exact=True)).to_be_visible()  # 70 % of all steps, from their middle.
+    page.keyboard.press("ArrowLeft")
+    expect(curve.get_by_text("1,421", exact=True)).to_be_visible()
+    page.keyboard.press("0")
+    expect(curve.get_by_text("2,001", exact=True)).to_be_visible()
+    linear = curve.locator(".single").get_attribute("d")
+    page.keyboard.press("l")
+    expect(log).to_have_attribute("aria-pressed", "true")
+    assert curve.locator(".single").get_attribute("d") != linear
+
+    front_end.reload()
+    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
+    expect(log).to_have_attribute("aria-pressed", "true")
+    log.click()
+    page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'none'; app.graph.nodes[0].widgets[1].callback() }")
+    expect(curve).to_contain_text("Nothing has been trained under this name yet.")
+
+
+def _reference(picture: Image.Image) -> ReferenceCache:
+    layers = (TransformerLayer("middle_block.1", 8, 8),)
+    source = Source("ab" * 32, patched=False, thumbnails=(make_thumbnail(picture),))
+    batch = ReferenceBatch({layers[0].name: torch.ones(1, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "", source)
+    return ReferenceCache((batch,))
+
+
+def _note(front_end: FrontEnd) -> Locator:
+    return front_end.page.locator(".dreamcache-note")
+
+
+def _choose(front_end: FrontEnd, adapter: str, loader: str = LOADER) -> None:
+    """As the lists of both renderers do."""
+    script = """([type, name]) => {
+        const [widget] = app.graph.findNodesByType(type)[0].widgets
+        widget.value = name
+        widget.callback(name)
+    }"""
+    front_end.page.evaluate(script, [loader, adapter])
+
+
+def _is_vue(front_end: FrontEnd) -> bool:
+    return front_end.page.evaluate("id => app.extensionManager.setting.get(id)", VUE)
+
+
+def _set(front_end: FrontEnd, setting: str, value: object) -> None:
+    front_end.page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [setting, value])

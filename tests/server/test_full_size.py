@@ -1,0 +1,78 @@
+"""Stable Diffusion at full size: checkpoints in the original LDM layout, through the shipped workflow.
+
+Their weights are generated, which proves shapes, files and memory. What they draw is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks import full_size
+from harness import environment
+from harness.comfyui_server import ComfyUIServer
+from harness.generated_weights import write_models
+from harness.workflow_prompt import set_inputs, without_reference
+from PIL import Image
+from support.graph import Graph
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def full_size_server(request: pytest.FixtureRequest) -> Iterator[tuple[ComfyUIServer, str]]:
+    """A server of its own, which gives back its memory at the end, and the name of its models."""
+    models = write_models(full_size.BASE / "models", request.param, full_size.SEED)
+    with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, base=full_size.BASE) as server:
+        yield server, models
+
+
+on_sd15 = pytest.mark.parametrize("full_size_server", ["SD15"], indirect=True)
+on_both = pytest.mark.parametrize("full_size_server", ["SD15", "SD20"], indirect=True)
+
+
+@on_sd15
+def test_the_shipped_workflow_draws_a_batch_at_512(full_size_server, tmp_path: Path) -> None:
+    server, models = full_size_server
+    prompt = full_size.workflow(server, models, (512, 512, 2))
+    # One row a picture, for time's sake; the test below has both.
+    set_inputs(prompt, "KSampler", steps=1, cfg=1.0)
+    images = server.run(prompt, timeout=1200).images
+    assert len(images) == 2
+    for number, image in enumerate(images):
+        assert Image.open(server.download(image, tmp_path / f"{number}.png")).size == (512, 512)
+
+
+@on_both
+def test_a_size_that_is_no_multiple_of_64_keeps_every_promise(full_size_server) -> None:
+    server, models = full_size_server
+
+    def latents(run: int, strength: float = 1.0, reference: bool = True):
+        prompt = full_size.workflow(server, models, (232, 200, 1))
+        # `run` is no input of the node's, but keeps the server from answering with what it has made before.
+        set_inputs(prompt, "KSampler", steps=1, run=run)
+        set_inputs(prompt, "DreamCacheEncodeReference", resolution=256)
+        set_inputs(prompt, "ApplyDreamCache", strength=strength)
+        prompt = prompt if reference else without_reference(prompt)
+        (decoder,) = (node for node in prompt.values() if node["class_type"] == "VAEDecode")
+        undecoded = {number: node for number, node in prompt.items() if node["class_type"] != "SaveImage"}
+        return Graph(server, undecoded).latents(decoder["inputs"]["samples"], timeout=1200)
+
+    plain = latents(run=1, reference=False)
+    assert plain.shape == (1, 4, 25, 29)
+    assert latents(run=2, strength=0.0).equal(plain)
+    changed = latents(run=3)
+    assert changed.isfinite().all()
+    assert not changed.equal(plain)
+    assert latents(run=4).equal(changed)
+
+
+@on_both
+def test_the_adapter_has_the_papers_parameters(full_size_server) -> None:
+    server, models = full_size_server
+    graph = Graph(server)
+    loader = graph.add("DreamCacheAdapterLoader", adapter_name=models)
+    preview, _ = graph.add("PreviewAny", source=[loader[0], 1])
+    (info,) = server.run(graph.prompt).outputs[preview]["text"]
+    assert "25,207,040 parameters" in info
