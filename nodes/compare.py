@@ -17,10 +17,11 @@ from typing_extensions import override
 from ..dreamcache_core.adapter.strengths import Strengths
 from ..dreamcache_core.figures.comparison import compare, read_values
 from ..dreamcache_core.figures.contact_sheet import contact_sheet
+from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
 from .host.base_model import check_vae
-from .host.generation import SampleSettings, draw
+from .host.generation import draw, inject_reference
 from .host.inputs import as_region
 from .host.node_text import show_text
 from .host.patching.injection import Rows
@@ -124,7 +125,7 @@ class DreamCacheCompare(io.ComfyNode):
                 for name, (_, low, high, whole, _) in _COMPARED.items()
             }
         )
-        plain = SampleSettings(sampler=sampler_name, scheduler=scheduler, denoise=denoise)
+        plain = GenerationSettings(sampler=sampler_name, scheduler=scheduler, denoise=denoise)
         table = [[_effective(plain, {**row, **column}) for column in comparison.columns] for row in comparison.rows]
         how = {
             "rows": rows,
@@ -146,12 +147,12 @@ class DreamCacheCompare(io.ComfyNode):
             ]
             return contact_sheet(cells, labels, comparison.column_labels, cell_size)
 
-        drawn: dict[SampleSettings, torch.Tensor] = {}
+        drawn: dict[GenerationSettings, torch.Tensor] = {}
         different = list(dict.fromkeys(settings for row in table for settings in row))
         bar = comfy.utils.ProgressBar(sum(settings.steps for settings in different))
         for number, settings in enumerate(different, start=1):
             show_text(cls, f"picture {number} of {len(different)}")
-            reading = settings.inject(model, adapter, reference_cache, **how)
+            reading = inject_reference(model, adapter, reference_cache, settings, **how)
             drawn[settings] = draw(
                 reading, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)
             )
@@ -161,7 +162,7 @@ class DreamCacheCompare(io.ComfyNode):
         return io.NodeOutput(grid, images, ui=ui.PreviewImage(grid, cls=cls))
 
 
-def _effective(plain: SampleSettings, values: dict[str, Any]) -> SampleSettings:
+def _effective(plain: GenerationSettings, values: dict[str, Any]) -> GenerationSettings:
     """The settings without what makes no difference at a strength of 0, so that nothing is drawn twice."""
     settings = replace(plain, **values)
     if settings.strength:

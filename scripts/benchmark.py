@@ -43,7 +43,7 @@ def main() -> None:
     from generated_weights import write_models
     from speed.steady import use_one_heap
 
-    from dreamcache_core.train import import_pack
+    from dreamcache_core.launch import import_pack
 
     cuda = torch.cuda.is_available() and not options.cpu
     if not cuda:
@@ -139,7 +139,7 @@ def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
 
 
 def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
-    from dreamcache.dreamcache_core.train import import_folder
+    from dreamcache.dreamcache_core.launch import import_folder
     from speed.measuring import measure_steps
     from speed.variants import IPADAPTER_PLUS, ipadapter_plus
 

@@ -38,7 +38,7 @@ from comfy.cli_args import args  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
-from dreamcache_core.train import import_pack  # noqa: E402
+from dreamcache_core.launch import import_pack  # noqa: E402
 from dreamcache_core.training.processes import join_processes  # noqa: E402
 
 # The quickest of ComfyUI's kinds of attention that has gradients, on a CPU too.

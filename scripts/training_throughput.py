@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamcache.nodes.host.base_model import structure_of
 from environment import ROOT, enter
 from full_size import BASE, SEED
 from markdown_table import markdown_table
@@ -47,15 +46,16 @@ def main() -> None:
     import torch
     from generated_weights import write_models
 
-    from dreamcache_core.train import PRECISIONS, import_pack
+    from dreamcache_core.launch import import_pack
 
     checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
     cuda = torch.cuda.is_available() and not options.cpu
     import_pack(environment.comfyui, cpu=not cuda)
     import comfy.sd
     from dreamcache.dreamcache_core.adapter.network import untrained_adapter
-    from dreamcache.dreamcache_core.training.settings import TrainingSettings
+    from dreamcache.dreamcache_core.training.settings import PRECISIONS, TrainingSettings
     from dreamcache.dreamcache_core.training.trainer import Trainer
+    from dreamcache.nodes.host.base_model import structure_of
     from dreamcache.nodes.host.frozen_base import ComfyUIBase
 
     options.precision = PRECISIONS[options.precision or ("bfloat16" if cuda else "float32")]
@@ -231,7 +231,7 @@ def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
 
     for step in itertools.count():
         targets, references = torch.rand(
-            2, size, 3, resolution, resolution, generator=torch.Generator().manual_seed(step)
+            2, size, resolution, resolution, 3, generator=torch.Generator().manual_seed(step)
         )
         yield [Batch(range(step * size, (step + 1) * size), targets, references, ["a dog on a beach"] * size)]
 

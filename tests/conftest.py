@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))
 
 import environment  # noqa: E402
 
-from dreamcache_core.train import import_pack  # noqa: E402
+from dreamcache_core.launch import import_pack  # noqa: E402
 
 import_pack(environment.ensure().comfyui, cpu=True)
 

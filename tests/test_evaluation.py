@@ -12,12 +12,13 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.evaluate import draw_all
 from dreamcache.dreamcache_core.evaluation.metrics import SubjectMeasure, Yardsticks
 from dreamcache.dreamcache_core.evaluation.results import measure_drawings, plan_drawings, save_evaluation
 from dreamcache.dreamcache_core.evaluation.subjects import load_picture, open_subjects
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.nodes.host import encoders
-from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.evaluate_command import draw_all
+from dreamcache.nodes.host.generation import draw_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from graph import adapter_file
 from miniature import models
@@ -25,7 +26,7 @@ from PIL import Image
 from small_networks import new_dino, write
 from workflow_prompt import PHOTOGRAPH
 
-SETTINGS = SampleSettings(steps=2, resolution=64)
+SETTINGS = GenerationSettings(steps=2, resolution=64)
 
 DREAMBOOTH = """Classes
 

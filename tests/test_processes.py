@@ -13,7 +13,7 @@ import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
 from dreamcache.dreamcache_core.training.processes import Processes, join_processes
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from miniature import models
 from PIL import Image
 from train_together import new_adapter, train
@@ -26,7 +26,7 @@ def triplets(tmp_path: Path) -> Path:
         picture = Image.fromarray(pixels).resize((64, 64))
         mask = Image.new("L", picture.size, 0)
         mask.paste(255, (8 * number, 8, 64, 56))
-        save_sample(tmp_path / "triplets", {"generation": picture, "mask": mask}, f"picture {number}")
+        save_triplet(tmp_path / "triplets", {"generation": picture, "mask": mask}, f"picture {number}")
     return tmp_path / "triplets"
 
 

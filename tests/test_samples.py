@@ -7,14 +7,15 @@ from pathlib import Path
 import environment
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
-from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.generation import draw_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from graph import Scene
 from miniature import models
 from PIL import Image
 
-SAMPLES = SampleSettings(seed=5, steps=3, cfg=4.0, resolution=128, negative="blurry")
+SAMPLES = GenerationSettings(seed=5, steps=3, cfg=4.0, resolution=128, negative="blurry")
 
 
 def test_a_sample_is_what_apply_dreamcache_draws(server, tmp_path: Path) -> None:

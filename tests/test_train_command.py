@@ -9,7 +9,7 @@ from pathlib import Path
 import environment
 import pytest
 from dreamcache.dreamcache_core.adapter.file import load_adapter
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflow_prompt import PHOTOGRAPH
@@ -24,7 +24,7 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = Image.new("L", picture.size, 0)
     mask.paste(255, (80, 15, 480, 390))
     for prompt in ("a coffee cup", "a cup of coffee on a table"):
-        save_sample(folder, {"generation": picture, "mask": mask}, prompt)
+        save_triplet(folder, {"generation": picture, "mask": mask}, prompt)
     return folder
 
 

@@ -11,8 +11,9 @@ import conftest  # noqa: F401  # It imports the pack.
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.processes import Processes, join_processes
-from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.training.trainer import Trainer
 from dreamcache.dreamcache_core.training.triplets import open_triplets
@@ -37,16 +38,24 @@ def train(triplets: Path, output: Path, steps: int, processes: Processes) -> Non
     adapter = new_adapter(model)
     base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter)
     base.load()
-    trainer = Trainer(base, adapter, settings, processes.average)
+    origin = Origin(base.weights_hash, UNTRAINED, triplets.name, settings.batch, resolution=64, seed=settings.seed)
+    session = TrainingSession(
+        Trainer(base, adapter, settings, processes.average),
+        TrainingFolder(output),
+        origin,
+        triplets=6,
+        checkpoint_every=1,
+        processes=processes,
+    )
     batches = make_batches(
         open_triplets(triplets),
         settings,
         resolution=64,
-        first_step=resume(trainer, output),
+        first_step=session.step,
         process=processes.index,
         processes=processes.count,
     )
-    collections.deque(run(trainer, batches, output, every=1, save=processes.is_main), maxlen=0)
+    collections.deque(session.run(batches), maxlen=0)
 
 
 if __name__ == "__main__":

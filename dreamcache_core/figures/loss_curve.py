@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +56,7 @@ def _finite(values: np.ndarray) -> tuple[float | None, ...]:
 def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
     """The loss of each step so far, of all `steps`: pale as it was, and dark the mean of its neighbourhood.
 
-    A loss depends most of all on how noisy its samples were, so that single ones say little.
+    A single loss says little, since it depends mostly on its timesteps. Losses that aren't finite leave gaps.
     """
     width, height = size
     image = Image.new("RGB", size, "white")
@@ -64,7 +66,8 @@ def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
     left, top, right, bottom = box
     smooth = _smooth(losses)
     # Single losses that are far off don't flatten the rest.
-    highest = float(max(np.quantile(losses, _SEEN), smooth.max())) * 1.05 if losses else 1.0
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    highest = float(max(np.quantile(finite, _SEEN), np.nanmax(smooth))) * 1.05 if finite else 1.0
 
     def place(number: int, loss: float) -> tuple[float, float]:
         x = left + (right - left) * (number + 1) / steps
@@ -76,22 +79,26 @@ def draw_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
         draw.text((left - 5, y), f"{highest * part / 4:.2g}", "black", font, anchor="rm")
     draw.text((left, bottom + 8), "0", "black", font, anchor="lt")
     draw.text((right, bottom + 8), f"step {steps:,}", "black", font, anchor="rt")
-    if losses:
-        for values, colour, thickness in ((losses, _SINGLE, 1), (smooth, _SMOOTH, 3)):
-            # At most as many points as there are pixels.
-            stride = max(1, len(values) // (right - left))
-            points = [place(number, values[number]) for number in range(0, len(values), stride)]
-            draw.line([*points, place(len(values) - 1, values[-1])], colour, thickness, joint="curve")
-    title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if losses else "loss"
+    for values, colour, thickness in ((losses, _SINGLE, 1), (smooth, _SMOOTH, 3)):
+        # At most as many points as there are pixels.
+        stride = max(1, len(values) // (right - left))
+        points = [(number, values[number]) for number in range(0, len(values), stride)]
+        points += [(len(values) - 1, values[-1])] if finite else []
+        for is_finite, run in itertools.groupby(points, lambda point: math.isfinite(point[1])):
+            if is_finite:
+                draw.line([place(*point) for point in run], colour, thickness, joint="curve")
+    title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if finite else "loss"
     draw.text((left, top - 12), title, "black", font, anchor="lb")
     return image
 
 
 def _smooth(losses: Sequence[float]) -> np.ndarray:
-    """The mean of each loss and of those around it, a twentieth of all."""
+    """The mean of the finite losses around each step, a twentieth of all; NaN where there are none."""
     values = np.asarray(losses, dtype=np.float64)
     reach = max(1, len(values) // 40)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    finite = np.isfinite(values)
+    sums, counts = (np.concatenate([[0], np.cumsum(each)]) for each in (np.where(finite, values, 0.0), finite))
     numbers = np.arange(len(values))
     first, last = np.maximum(numbers - reach, 0), np.minimum(numbers + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    with np.errstate(invalid="ignore"):  # Where none is finite: NaN.
+        return (sums[last] - sums[first]) / (counts[last] - counts[first])

@@ -1,14 +1,17 @@
-"""Atomic writing: a file is there with all of its new content, or as it was before."""
+"""Atomic writing: a file has all of its new content, or is as it was before."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from uuid import uuid4
 
+_PARTIAL_FILE = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
+
 
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
-    """Write a file, and the folders that lead to it. Nothing half-written is left if that fails.
+    """Write a file, and the folders that lead to it. If that fails, nothing half-written is left.
 
     `durable`: the content is on the disk, not only in the system's memory, before the file gets its name.
     Raises OSError if it can't be written.
@@ -24,3 +27,10 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that were killed had written so far. No other process may be writing into the folder."""
+    for path in folder.glob(".*"):
+        if _PARTIAL_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)

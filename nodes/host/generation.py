@@ -16,7 +16,8 @@ from PIL import Image
 
 from ...dreamcache_core.adapter.network import Adapter
 from ...dreamcache_core.figures.contact_sheet import contact_sheet
-from ...dreamcache_core.io.images import to_image
+from ...dreamcache_core.generation import GenerationSettings
+from ...dreamcache_core.io.images import planar, to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
 from ...dreamcache_core.training.triplets import Triplets
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
@@ -25,51 +26,34 @@ from .patching.injection import Injection, wrap_for_sampling
 from .reference import encode_reference
 
 OF_TRIPLETS = 4
-"""How many samples are drawn of a training's own triplets."""
+"""How many triplets a training's samples use."""
 
 
-@dataclass(frozen=True)
-class SampleSettings:
-    """What KSampler, Empty Latent Image and Apply DreamCache are given. `resolution`: side of pictures, and of
-    references as the model reads them. `seed`: of each sample, so that it is the same whatever others are drawn with
-    it.
-    """
-
-    seed: int = 0
-    steps: int = 20
-    cfg: float = 7.0
-    resolution: int = 512
-    negative: str = ""
-    sampler: str = "euler"
-    scheduler: str = "normal"
-    strength: float = 1.0
-    image_guidance: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    denoise: float = 1.0
-
-    def inject(self, model: ModelPatcher, adapter: ModelPatcher, cache: ReferenceCache, **how: Any) -> ModelPatcher:
-        """What Apply DreamCache gives. `how`: what else an Injection has."""
-        injection = Injection(
-            adapter,
-            cache,
-            strength=self.strength,
-            start_percent=self.start_percent,
-            end_percent=self.end_percent,
-            image_guidance=self.image_guidance,
-            **how,
-        )
-        return inject(model, injection)
+def inject_reference(
+    model: ModelPatcher, adapter: ModelPatcher, cache: ReferenceCache, settings: GenerationSettings, **how: Any
+) -> ModelPatcher:
+    """The model as Apply DreamCache gives it. `how`: further fields of Injection."""
+    injection = Injection(
+        adapter,
+        cache,
+        strength=settings.strength,
+        start_percent=settings.start_percent,
+        end_percent=settings.end_percent,
+        image_guidance=settings.image_guidance,
+        **how,
+    )
+    return inject(model, injection)
 
 
 def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
-    """`prompts`, or of some triplets their own if all are empty; and a reference of these triplets for each, as
-    `draw_samples` takes them.
+    """What to watch a training with: `prompts`, or those of some triplets if all are empty, and a reference for each.
+
+    The references are the subjects of these triplets, as `draw_samples` takes them.
     """
     numbers = range(0, len(triplets), math.ceil(len(triplets) / OF_TRIPLETS))
     plain = [triplets.plain(number, resolution) for number in numbers]
     chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
-    return chosen, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(chosen))]
+    return chosen, [planar(plain[number % len(plain)].reference) for number in range(len(chosen))]
 
 
 @torch.no_grad()
@@ -80,12 +64,12 @@ def draw_samples(
     adapter: ModelPatcher,
     prompts: Sequence[str],
     references: Sequence[torch.Tensor | None],
-    settings: SampleSettings,
+    settings: GenerationSettings,
 ) -> Iterator[torch.Tensor]:
     """A picture of each prompt with the reference of its number: (height, width, 3), float32, 0…1, on the CPU.
 
     `adapter`: as Adapter Loader or wrap_for_sampling gives it. `references`: (height, width, 3), 0…1; None
-    draws what the model draws without one. A training whose U-Net this is must load it again before its next step.
+    draws what the model draws without one.
     """
     side = settings.resolution
     channels = model.get_model_object("latent_format").latent_channels
@@ -101,7 +85,7 @@ def draw_samples(
         reading = model
         if reference is not None:
             cache = encode_reference(model, vae, clip, reference.unsqueeze(0), resolution=side)
-            reading = settings.inject(model, adapter, cache)
+            reading = inject_reference(model, adapter, cache, settings)
         yield draw(reading, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
 
 
@@ -111,7 +95,7 @@ def draw(
     positive: list,
     negative: list,
     latent: Mapping[str, Any],
-    settings: SampleSettings,
+    settings: GenerationSettings,
     callback: Callable | None = None,
 ) -> torch.Tensor:
     """What KSampler and VAE Decode give: (batch, height, width, 3), float32, 0…1, on the CPU.
@@ -147,7 +131,7 @@ class SampleSheet:
     vae: comfy.sd.VAE
     prompts: Sequence[str]
     references: Sequence[torch.Tensor]
-    settings: SampleSettings
+    settings: GenerationSettings
 
     def draw(self, adapter: Adapter, label: str) -> Image.Image:
         """With an adapter in training. `label`: of its column."""

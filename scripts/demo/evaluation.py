@@ -194,15 +194,17 @@ class Studio:
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
-        `variant`: of the adapter, which says how references are cached for it. `changes`: of SampleSettings.
+        `variant`: of the adapter, which says how references are cached for it. `changes`: of GenerationSettings.
         """
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
             some = of[start : start + TOGETHER]
-            settings = self.samples.SampleSettings(seed=seed + start, **{**SAMPLING, **changes})
+            settings = self.samples.GenerationSettings(seed=seed + start, **{**SAMPLING, **changes})
             model = self.networks.model
             if adapter is not None:
-                model = settings.inject(model, adapter, self._cache(some, variant), per_latent=True)
+                model = self.samples.inject_reference(
+                    model, adapter, self._cache(some, variant), settings, per_latent=True
+                )
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures
 
@@ -212,20 +214,22 @@ class Studio:
         mirrored or not, and with something in front of it in two of five.
         """
         references = [augmented_reference(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = self.samples.GenerationSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         cache = self._encode_references(_images(references), 1)
-        model = settings.inject(self.networks.model, adapter, cache)
+        model = self.samples.inject_reference(self.networks.model, adapter, cache, settings)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
 
     @torch.no_grad()
     def draw_pair(self, left: Case, right: Case, adapter: Any, seed: int) -> np.ndarray:
         """Two subjects side by side, (128, 256, 3) uint8: each has its prompt's area, and is Apply's region."""
-        settings = self.samples.SampleSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
+        settings = self.samples.GenerationSettings(seed=seed, image_guidance=IMAGE_GUIDANCE, **SAMPLING)
         model, positive, side = self.networks.model, [], SIZE // 8
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
             region[..., place * side : (place + 1) * side] = 1
-            model = settings.inject(model, adapter, self._cache([case], AS_IT_SHIPS), region=region)
+            model = self.samples.inject_reference(
+                model, adapter, self._cache([case], AS_IT_SHIPS), settings, region=region
+            )
             ((context, values),) = self._encode([case.prompt])
             area = (side, side, 0, place * side)
             positive.append([context, {**values, "area": area, "set_area_to_bounds": False, "strength": 1.0}])
