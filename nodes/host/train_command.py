@@ -38,7 +38,7 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
     try:
         _train(options, processes)
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command resumes from the last checkpoint.")
+        sys.exit("Stopped: the same command resumes from the last checkpoint.")
 
 
 def _train(options: argparse.Namespace, processes: Processes) -> None:
@@ -99,7 +99,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
             # All processes stop after the same step, whichever of them the signal reached.
             if processes.any(is_requested(), base.device) and progress.step < settings.steps:
                 steps.close()
-                stopped = f"Stopped after step {progress.step:,}. The same command resumes there."
+                stopped = f"Stopped after step {progress.step:,}: the same command resumes there."
                 sys.exit(stopped if processes.is_main else 1)
     say(f"The adapter is {folder.adapter_path.resolve()}.")
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
+from dreamcache.dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession
+from dreamcache.dreamcache_core.training.trainer import Trainer
 
 from dreamcache_core.training.processes import Processes
 from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
 
 from . import attention
 from .loop import ALONE, on_device
-from .scenes import Scenes
+from .scenes import SIZE, Scenes
 
 STEPS = 1_500
 ABLATION_STEPS = 600
@@ -97,12 +100,19 @@ class Training:
         settings, adapter = self.settings(steps), self.untrained(networks, variant)
         base = self.base_of(networks, adapter, variant)
         base.load()
-        trainer = self.core.Trainer(base, adapter, settings, processes.average)
-        done = self.core.resume(trainer, folder)
-        batches = self._batches(base, scenes, settings, done, processes)
-        processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
+        trainer = Trainer(base, adapter, settings, processes.average)
+        session = TrainingSession(
+            trainer,
+            TrainingFolder(folder),
+            Origin(base.weights_hash, UNTRAINED, "scenes", settings.batch, SIZE, settings.seed),
+            triplets=len(scenes),
+            checkpoint_every=250,
+            processes=processes,
+        )
+        batches = self._batches(base, scenes, settings, session.step, processes)
+        processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {session.step} to {steps}")
         losses, started = [], time.monotonic()
-        for progress in self.core.run(trainer, batches, folder, every=250, save=processes.is_main):
+        for progress in session.run(batches):
             losses.append(progress.loss)
             if progress.step % 100 == 0:
                 seconds = (time.monotonic() - started) / len(losses)
