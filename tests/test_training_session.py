@@ -110,7 +110,7 @@ def test_training_that_is_stopped_between_two_steps_loses_none(
     session = open_session(stopped, tmp_path, 100, **samples)
     if stopped_by == "the base model":
         base = base_of(stopped)
-        base.cache = lambda *latents: cancel() if stopped.step == 3 else type(base).cache(base, *latents)  # type: ignore
+        base.cache = lambda *latents: cancel() if stopped.step == 3 else type(base).cache(base, *latents)
     steps = session.run(
         until_ctrl_c() if stopped_by == "Ctrl+C" else batches(), [Canceller()] if stopped_by == "a listener" else ()
     )

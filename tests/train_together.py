@@ -1,4 +1,7 @@
-"""A training of a miniature, in as many processes as a launcher starts: `-m train_together TRIPLETS OUTPUT STEPS`."""
+"""A training of a miniature in the processes of a launcher: `-m train_together TRIPLETS OUTPUT STEPS STOP`.
+
+Only the second process is asked to stop, after step STOP. Checkpoints come at the end alone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def new_adapter(model: ModelPatcher) -> Adapter:
     return adapter
 
 
-def train(triplets: Path, output: Path, steps: int, processes: Processes) -> None:
+def train(triplets: Path, output: Path, steps: int, processes: Processes, stop: int = 0) -> None:
     settings = replace(SETTINGS, steps=steps)
     model = models.unet_patcher("sd15")
     adapter = new_adapter(model)
@@ -44,7 +47,7 @@ def train(triplets: Path, output: Path, steps: int, processes: Processes) -> Non
         TrainingFolder(output),
         origin,
         triplets=6,
-        checkpoint_every=1,
+        checkpoint_every=100,
         processes=processes,
     )
     batches = make_batches(
@@ -55,8 +58,9 @@ def train(triplets: Path, output: Path, steps: int, processes: Processes) -> Non
         process=processes.index,
         processes=processes.count,
     )
-    collections.deque(session.run(batches), maxlen=0)
+    steps_taken = session.run(batches, is_stop_requested=lambda: processes.index == 1 and session.step == stop)
+    collections.deque(steps_taken, maxlen=0)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), join_processes(cpu=True))
+    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), join_processes(cpu=True), int(sys.argv[4]))

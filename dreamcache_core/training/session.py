@@ -106,6 +106,7 @@ class TrainingSession:
         self._draw_samples = draw_samples
         self._write_adapter = write_adapter
         self._processes = processes
+        self._device = trainer.base.sigmas.device
         with folder.writing():
             folder.begin(origin.to_json(), write=processes.is_main)
             folder.check_room(trainer.state())
@@ -116,18 +117,24 @@ class TrainingSession:
                 trainer.restore(state)
             self._check_processes()
             self.losses = folder.resume_losses(trainer.step) if processes.is_main else []
-        self._saved_step = trainer.step
+        self._checkpoint_step = trainer.step
         self._adapter_step: int | None = None
 
     @property
     def step(self) -> int:
         return self._trainer.step
 
-    def run(self, batches: Iterable[Sequence[Batch]], listeners: Sequence[Listener] = ()) -> Iterator[Progress]:
-        """Train to the last step. `batches`: the micro-batches of each step, from the next step on.
+    def run(
+        self,
+        batches: Iterable[Sequence[Batch]],
+        listeners: Sequence[Listener] = (),
+        is_stop_requested: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Progress]:
+        """Train to the last step, or until a stop is requested. `batches`: the micro-batches of each step from here on.
 
-        Close the iterator to stop between two steps. However the session is stopped there, by this or by an exception
-        of a listener, of the samples or of the process, it writes a checkpoint, so that no step is lost.
+        `is_stop_requested`: asked after each step; all processes stop after the same one, whichever was asked to.
+        Closing the iterator stops it as well, and so does an exception of a listener, of the samples or of the process.
+        However it is stopped between two steps, it writes a checkpoint first.
         Raises DreamCacheError if a loss is not a number, or if the folder can't be written to.
         """
         listeners = listeners if self._processes.is_main else ()
@@ -140,14 +147,14 @@ class TrainingSession:
                             listener.on_step(progress)
                         self._sample(progress.step, listeners)
                     yield progress
-                if self._processes.is_main and self._adapter_step != self.step:
-                    # The process may have been killed between the last checkpoint and its adapter.
-                    self._save_adapter()
+                    if self._processes.any(is_stop_requested(), self._device):
+                        break
+                self._save_rest()
             except DreamCacheError:
                 raise
             except BaseException:
-                if self._processes.is_main and self._trainer.is_between_steps and self.step > self._saved_step:
-                    self._save()
+                if self._trainer.is_between_steps:
+                    self._save_rest()
                 raise
             finally:
                 for listener in listeners:
@@ -166,13 +173,23 @@ class TrainingSession:
 
     def _save(self) -> None:
         self._folder.save_checkpoint(self._trainer.state())
-        self._saved_step = self.step
+        self._checkpoint_step = self.step
         self._save_adapter()
 
     def _save_adapter(self) -> None:
         if self._write_adapter:
             self._folder.save_adapter(self.finished_adapter())
-            self._adapter_step = self.step
+        self._adapter_step = self.step
+
+    def _save_rest(self) -> None:
+        """Save the last step, as far as it isn't saved."""
+        if not self.step or not self._processes.is_main:
+            return
+        if self._checkpoint_step != self.step:
+            self._save()
+        elif self._adapter_step != self.step:
+            # The process may have been killed between this checkpoint and its adapter.
+            self._save_adapter()
 
     def _sample(self, step: int, listeners: Sequence[Listener]) -> None:
         if not (self._draw_samples and self._sample_every and self._is_due(self._sample_every)):
@@ -186,7 +203,7 @@ class TrainingSession:
         return self.step % every == 0 or self.step == self._trainer.settings.steps
 
     def _check_processes(self) -> None:
-        step = torch.tensor(self.step, dtype=torch.float64, device=self._trainer.base.sigmas.device)
+        step = torch.tensor(self.step, dtype=torch.float64, device=self._device)
         if self._processes.average(step) != self.step:
             raise DreamCacheError(
                 f"Process {self._processes.index} resumes after step {self.step} and others after another: give an "

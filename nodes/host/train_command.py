@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
 from functools import partial
 
 import comfy.sd
@@ -94,13 +93,11 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     listeners: list[Listener] = [ConsoleLog(settings.steps)]
     if options.tensorboard and processes.is_main:
         listeners.append(TensorBoardLog(folder.logs, session.step))
-    with stop_requests() as is_requested, closing(session.run(batches(first_step=session.step), listeners)) as steps:
-        for progress in steps:
-            # All processes stop after the same step, whichever of them the signal reached.
-            if processes.any(is_requested(), base.device) and progress.step < settings.steps:
-                steps.close()
-                stopped = f"Stopped after step {progress.step:,}: the same command resumes there."
-                sys.exit(stopped if processes.is_main else 1)
+    with stop_requests() as is_stop_requested:
+        for _ in session.run(batches(first_step=session.step), listeners, is_stop_requested):
+            pass
+    if session.step < settings.steps:
+        sys.exit(f"Stopped after step {session.step:,}: the same command resumes there." if processes.is_main else 1)
     say(f"The adapter is {folder.adapter_path.resolve()}.")
 
 

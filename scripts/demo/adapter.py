@@ -20,7 +20,8 @@ from dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
 
 from . import attention
 from .loop import ALONE, on_device
-from .scenes import SIZE, Scenes
+from .scenes import Scenes
+from .world import SIZE
 
 STEPS = 1_500
 ABLATION_STEPS = 600
