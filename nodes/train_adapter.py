@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -280,7 +280,7 @@ def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int)
 Item = TypeVar("Item")
 
 
-def _read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, without end. While one is in use, another thread makes the next."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,7 +129,7 @@ class TrainingSession:
         batches: Iterable[Sequence[Batch]],
         listeners: Sequence[Listener] = (),
         is_stop_requested: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Train to the last step, or until a stop is requested. `batches`: the micro-batches of each step from here on.
 
         `is_stop_requested`: asked after each step; all processes stop after the same one, whichever was asked to.
