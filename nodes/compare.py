@@ -17,10 +17,11 @@ from typing_extensions import override
 from ..dreamcache_core.adapter.strengths import Strengths
 from ..dreamcache_core.figures.comparison import make_comparison, parse_values
 from ..dreamcache_core.figures.contact_sheet import contact_sheet
+from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
 from .host.base_model import check_vae
-from .host.generation import GenerationSettings, generate
+from .host.generation import generate, inject_reference
 from .host.inputs import as_region
 from .host.node_text import show_text
 from .host.patching.injection import AnyAdapter, Rows
@@ -152,7 +153,7 @@ class DreamCacheCompare(io.ComfyNode):
         bar = comfy.utils.ProgressBar(sum(settings.steps for settings in different))
         for number, settings in enumerate(different, start=1):
             show_text(cls, f"picture {number} of {len(different)}")
-            injected = settings.inject(model, adapter, reference_cache, **fields)
+            injected = inject_reference(model, adapter, reference_cache, settings, **fields)
             generated[settings] = generate(
                 injected, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)
             )

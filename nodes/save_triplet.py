@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.io.images import to_image
 from ..dreamcache_core.reference.image import subject_box
-from ..dreamcache_core.training.triplet_files import save_sample
+from ..dreamcache_core.training.triplet_files import save_triplet
 from .host.folders import is_inside, output_folder
 from .host.inputs import check_masks, fit_masks, to_rgb
 from .host.node_text import show_text
@@ -115,7 +115,7 @@ def _save(
         pictures = {"generation": to_image(picture), "mask": to_image(subject)}
         if references is not None:
             pictures["reference"] = to_image(references[number])
-        saved.append(save_sample(folder, pictures, prompt))
+        saved.append(save_triplet(folder, pictures, prompt))
     return saved, skipped
 
 

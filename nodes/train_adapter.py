@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,28 +17,25 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from typing_extensions import override
 
 from ..dreamcache_core.adapter.network import Adapter, untrained_adapter
-from ..dreamcache_core.adapter.provenance import hash_weights
 from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.figures.loss_curve import plot_loss_curve
+from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_tensor
 from ..dreamcache_core.training.batches import make_batches
-from ..dreamcache_core.training.checkpoints import save_checkpoint
 from ..dreamcache_core.training.output_folder import TrainingFolder
-from ..dreamcache_core.training.session import resume, run
-from ..dreamcache_core.training.settings import TrainingSettings
+from ..dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession, describe_weights
+from ..dreamcache_core.training.settings import PRECISIONS, TrainingSettings
 from ..dreamcache_core.training.trainer import Trainer
 from ..dreamcache_core.training.triplets import open_triplets
 from ..dreamcache_core.unet import PIXELS_PER_LATENT
 from .host.base_model import structure_of
 from .host.folders import is_inside, output_folder, trainings_folder
 from .host.frozen_base import ComfyUIBase
-from .host.generation import GenerationSettings, SampleSheet, choose_samples
+from .host.generation import SampleSheet, choose_samples
 from .host.node_text import show_text
 from .host.patching.injection import unfused, wrap_for_sampling
 from .host.training_display import TrainingDisplay
 from .schema import TRAINING_CATEGORY, AdapterType
-
-PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class DreamCacheTrainAdapter(io.ComfyNode):
@@ -209,54 +207,49 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             raise DreamCacheError(_no_resolution(resolution))
         triplets = open_triplets(output_folder() / Path(folder).expanduser())
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
-        kept = TrainingFolder(trainings_folder() / name)
-        # ComfyUI runs nodes in inference mode, in which there are no gradients.
+        training = TrainingFolder(trainings_folder() / name)
+        # ComfyUI runs nodes in inference mode, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
-            new = _first_weights(model, adapter, seed)
-            base = ComfyUIBase(model, vae, clip, new, PRECISIONS[precision], checkpointing)
-            kept.begin(
-                {
-                    "model": base.weights_hash[:12],
-                    "adapter": hash_weights(new.state_dict())[:12] if adapter else "untrained",
-                    "folder": folder,
-                    "batch": batch,
-                    "resolution": resolution,
-                    "seed": seed,
-                }
+            trained = _first_weights(model, adapter, seed)
+            base = ComfyUIBase(model, vae, clip, trained, PRECISIONS[precision], checkpointing)
+            origin = Origin(
+                base_hash=base.weights_hash,
+                adapter=describe_weights(trained.state_dict()) if adapter else UNTRAINED,
+                folder=folder,
+                batch=batch,
+                resolution=resolution,
+                seed=seed,
             )
-            trainer = Trainer(base, new, settings)
-            to_draw = choose_samples(triplets, sample_prompts.splitlines(), resolution)
-            samples = SampleSheet(model, clip, vae, *to_draw, GenerationSettings(resolution=resolution))
-            done = resume(trainer, kept.path)
-            losses = kept.resume_losses(done)
-            display = TrainingDisplay(cls, settings)
-            batches = make_batches(triplets, settings, resolution, first_step=done, parts=parts)
+            samples = SampleSheet(
+                model,
+                clip,
+                vae,
+                *choose_samples(triplets, sample_prompts.splitlines(), resolution),
+                GenerationSettings(resolution=resolution),
+            )
+            session = TrainingSession(
+                Trainer(base, trained, settings),
+                training,
+                origin,
+                triplets=len(triplets),
+                checkpoint_every=checkpoint_every,
+                sample_every=sample_every,
+                generate_samples=samples.generate,
+            )
+            batches = make_batches(triplets, settings, resolution, first_step=session.step, micro_batches=parts)
             try:
                 base.load()
-                for progress in run(trainer, _read_ahead(batches), kept.path, checkpoint_every):
-                    losses.append(progress.loss)
-                    kept.add_loss(progress.loss)
-                    if sample_every and (progress.step % sample_every == 0 or progress.step == steps):
-                        sheet = samples.generate(trainer.averaged_adapter(), f"step {progress.step:,}")
-                        kept.add_sheet(sheet, progress.step)
-                        base.load()
-                    display.show(progress)
-            except comfy.model_management.InterruptProcessingException:
-                if trainer.step > done:
-                    save_checkpoint(kept.path, trainer.state())
-                raise
-            except OSError as error:
-                raise DreamCacheError(
-                    f"{kept.path} could not be written to: {error.strerror}; make room, and queue this again to go on."
-                ) from error
+                with closing(_read_ahead(batches)) as ahead:
+                    for _ in session.run(ahead, [TrainingDisplay(cls, settings)]):
+                        pass
             finally:
                 base.unload()
-            trained = trainer.finished_adapter(base.weights_hash, len(triplets)).cpu()
-        show_text(cls, f"Trained {trainer.step:,} steps on {triplets.description}")
-        sheets = [to_tensor(sheet) for sheet in kept.sheets(trainer.step)]
+            finished = session.finished_adapter().cpu()
+        show_text(cls, f"Trained {session.step:,} steps on {triplets.description}")
+        sheets = [to_tensor(sheet) for sheet in training.sheets(session.step)]
         return io.NodeOutput(
-            wrap_for_sampling(trained),
-            to_tensor(plot_loss_curve(losses, max(steps, trainer.step))).unsqueeze(0),
+            wrap_for_sampling(finished),
+            to_tensor(plot_loss_curve(session.losses, max(steps, session.step))).unsqueeze(0),
             # Without samples, the nodes that would show them don't run.
             torch.stack(sheets) if sheets else ExecutionBlocker(None),
         )
@@ -272,7 +265,7 @@ def _no_resolution(resolution: int) -> str:
 
 
 def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int) -> Adapter:
-    """What training begins with, where the model computes: a copy of `adapter`, or an untrained one."""
+    """The adapter that training begins with, on the model's device: a copy of `adapter`, or an untrained one."""
     structure = structure_of(model)
     if adapter is None:
         return untrained_adapter(structure, seed).to(model.load_device)
@@ -287,8 +280,8 @@ def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int)
 Item = TypeVar("Item")
 
 
-def _read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, each made in another thread while the one before is in use. They must have no end."""
+def _read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items, without end. While one is in use, another thread makes the next."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items)
         while True:

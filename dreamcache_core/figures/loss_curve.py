@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +60,9 @@ def _finite(values: np.ndarray) -> tuple[float | None, ...]:
 def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
     """Plot the loss of each step in a pale colour, and the moving mean in a strong one.
 
-    A single loss says little: it depends mostly on the sampled timesteps. `losses`: of the steps so far. `steps`: the
-    training's number of steps, at the right end of the axis. `size`: (width, height) in pixels.
+    A single loss says little: it depends mostly on the sampled timesteps. Losses that aren't finite leave gaps.
+    `losses`: of the steps so far. `steps`: the training's number of steps, at the right end of the axis. `size`:
+    (width, height) in pixels.
     """
     width, height = size
     image = Image.new("RGB", size, "white")
@@ -68,7 +71,8 @@ def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
     box = (_MARGIN + 15, _MARGIN, width - _MARGIN // 2, height - _MARGIN)
     left, top, right, bottom = box
     smooth = _moving_mean(losses)
-    highest = float(max(np.quantile(losses, _RANGE), smooth.max())) * 1.05 if losses else 1.0
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    highest = float(max(np.quantile(finite, _RANGE), np.nanmax(smooth))) * 1.05 if finite else 1.0
 
     def position(index: int, loss: float) -> tuple[float, float]:
         x = left + (right - left) * (index + 1) / steps
@@ -80,22 +84,28 @@ def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
         draw.text((left - 5, y), f"{highest * part / 4:.2g}", "black", font, anchor="rm")
     draw.text((left, bottom + 8), "0", "black", font, anchor="lt")
     draw.text((right, bottom + 8), f"step {steps:,}", "black", font, anchor="rt")
-    if losses:
-        for values, colour, thickness in ((losses, _SINGLE, 1), (smooth, _SMOOTH, 3)):
-            # About one point for each column of pixels.
-            stride = max(1, len(values) // (right - left))
-            points = [position(index, values[index]) for index in range(0, len(values), stride)]
-            draw.line([*points, position(len(values) - 1, values[-1])], colour, thickness, joint="curve")
-    title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if losses else "loss"
+    for values, colour, thickness in ((losses, _SINGLE, 1), (smooth, _SMOOTH, 3)):
+        # About one point for each column of pixels.
+        stride = max(1, len(values) // (right - left))
+        points = [(index, values[index]) for index in range(0, len(values), stride)]
+        points += [(len(values) - 1, values[-1])] if finite else []
+        for is_finite, run in itertools.groupby(points, lambda point: math.isfinite(point[1])):
+            if is_finite:
+                draw.line([position(*point) for point in run], colour, thickness, joint="curve")
+    title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if finite else "loss"
     draw.text((left, top - 12), title, "black", font, anchor="lb")
     return image
 
 
 def _moving_mean(losses: Sequence[float]) -> np.ndarray:
-    """The mean of each loss with its neighbours, over a window of a twentieth of all losses. (losses,), float64."""
+    """The mean of each step's finite losses with those of its neighbours, over a window of a twentieth of all steps;
+    NaN where there are none. (losses,), float64.
+    """
     values = np.asarray(losses, dtype=np.float64)
     reach = max(1, len(values) // 40)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    finite = np.isfinite(values)
+    sums, counts = (np.concatenate([[0], np.cumsum(each)]) for each in (np.where(finite, values, 0.0), finite))
     numbers = np.arange(len(values))
     first, last = np.maximum(numbers - reach, 0), np.minimum(numbers + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    with np.errstate(invalid="ignore"):  # Where none is finite: NaN.
+        return (sums[last] - sums[first]) / (counts[last] - counts[first])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from uuid import uuid4
+
+_PARTIAL_FILE = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
@@ -24,3 +27,10 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that were killed had written so far. No other process may be writing into the folder."""
+    for path in folder.glob(".*"):
+        if _PARTIAL_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)

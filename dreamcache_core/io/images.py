@@ -42,6 +42,14 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray(levels.to(torch.uint8).numpy())
 
 
+def planar(images: torch.Tensor) -> torch.Tensor:
+    """The same images, (…, height, width, channels), laid out in memory channel by channel.
+
+    The layout decides the order of sums in a VAE's convolutions, and so the last bits of its latents.
+    """
+    return images.movedim(-1, -3).contiguous().movedim(-3, -1)
+
+
 def _decode(read: Callable[[], bytes], what: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(read())))

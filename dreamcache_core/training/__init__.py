@@ -1,1 +1,1 @@
-"""Training an adapter on a frozen base model: triplets, batches, the loss, and a session that can be resumed."""
+"""Training an adapter on a frozen base model: triplets, batches, the loss, the trainer, and sessions that resume."""

@@ -1,4 +1,4 @@
-"""Making a reference of a training picture, never twice the same: the training recipe's augmentations."""
+"""The training recipe's augmentations, which make a different reference of the same picture in each epoch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SMALLEST_SIZE = 0.7
 FLIP_PROBABILITY = 0.5
 
 JITTER_PROBABILITY = 0.1
-# By how much brightness, contrast and saturation may differ, as a fraction; and the hue, as a fraction of its circle.
+# The largest change of brightness, contrast and saturation, as a fraction; and of hue, as a fraction of its circle.
 JITTER = 0.2
 HUE_JITTER = 0.05
 
 ERASE_PROBABILITY = 0.4
-# Of the canvas.
+# As fractions of the canvas.
 ERASED_AREA = (0.02, 0.25)
-# Height to width; the recipe names none, and this is what torchvision's RandomErasing has.
+# Height to width. The recipe names none; these are the defaults of torchvision's RandomErasing.
 ERASED_ASPECT = (0.3, 3.3)
 
 
-def make_reference(subject: torch.Tensor, mask: torch.Tensor, resolution: int, random: Random) -> torch.Tensor:
-    """A reference as the training recipe has it: the subject on white, large, somewhere.
+def augment_reference(subject: torch.Tensor, mask: torch.Tensor, resolution: int, random: Random) -> torch.Tensor:
+    """A reference of a subject: large, somewhere on a white square; perhaps mirrored, recoloured or partly erased.
 
     `subject`: (height, width, 3), 0…1, cropped to the subject. `mask`: (height, width), 1 on it.
     Returns (resolution, resolution, 3).
@@ -47,7 +47,7 @@ def make_reference(subject: torch.Tensor, mask: torch.Tensor, resolution: int, r
 
 
 def _jitter_colours(picture: torch.Tensor, random: Random) -> torch.Tensor:
-    """Brightness, contrast, saturation and hue, each changed a little, one after another in any order."""
+    """Change brightness, contrast, saturation and hue a little, in random order."""
     changes: list[Callable[[Image.Image], Image.Image]] = [
         lambda image: ImageEnhance.Brightness(image).enhance(random.uniform(1 - JITTER, 1 + JITTER)),
         lambda image: ImageEnhance.Contrast(image).enhance(random.uniform(1 - JITTER, 1 + JITTER)),
@@ -62,16 +62,18 @@ def _jitter_colours(picture: torch.Tensor, random: Random) -> torch.Tensor:
 
 
 def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """Rotate the hue. `turn`: as a fraction of the circle."""
     hue, saturation, value = image.convert("HSV").split()
     hue = hue.point([(level + round(255 * turn)) % 256 for level in range(256)])
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 def _erase(canvas: torch.Tensor, random: Random) -> None:
-    """Turn a rectangle of the canvas white. Of these areas and aspects, all fit."""
+    """Turn a random rectangle of the canvas white, in place."""
     side = len(canvas)
     area = random.uniform(*ERASED_AREA)
     aspect = math.exp(random.uniform(*map(math.log, ERASED_ASPECT)))
+    # The largest area at the most extreme aspect still fits.
     height, width = round(side * math.sqrt(area * aspect)), round(side * math.sqrt(area / aspect))
     top, left = random.randint(0, side - height), random.randint(0, side - width)
     canvas[top : top + height, left : left + width] = 1

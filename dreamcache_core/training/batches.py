@@ -1,9 +1,10 @@
-"""Triplets as batches: each sample of a whole training has a number, and all about it follows from that."""
+"""Batches of triplets. Each triplet has a number in the training, counted over all epochs, which decides all else."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,42 +23,43 @@ def make_batches(
     resolution: int,
     *,
     first_step: int = 0,
-    parts: int = 1,
+    micro_batches: int = 1,
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[list[Batch]]:
-    """What each step from `first_step` on trains on, without end: this process's share of the batch, in `parts`.
+    """The micro-batches of each step from `first_step` on, without end: this process's share of each batch.
 
-    `resolution`: side of the square pictures. `workers`: processes that read pictures ahead.
-    Raises DreamCacheError if the batch can't be shared out evenly.
+    `resolution`: side of the square images, in pixels. `micro_batches`: how many a process cuts its share into.
+    `workers`: processes that read images ahead. Raises DreamCacheError if the batch can't be divided evenly.
     """
-    if settings.batch % (processes * parts):
+    if settings.batch % (processes * micro_batches):
         raise DreamCacheError(
-            f"A batch of {settings.batch} can't be cut into {processes} processes × {parts} parts: choose a multiple "
-            f"of {processes * parts}."
+            f"A batch of {settings.batch} can't be cut into {processes} processes × {micro_batches} parts: choose a "
+            f"multiple of {processes * micro_batches}."
         )
     loader = DataLoader(
         _NumberedTriplets(triplets, resolution, settings.seed),
-        batch_sampler=_numbers(settings.batch, first_step, parts, process, processes),  # type: ignore[arg-type]
+        batch_sampler=_numbers(settings.batch, first_step, micro_batches, process, processes),  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_batch,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_signals,
     )
-    of_one_step = [iter(loader)] * parts
+    of_one_step = [iter(loader)] * micro_batches
     return (list(step) for step in zip(*of_one_step, strict=True))
 
 
-def _numbers(batch: int, first_step: int, parts: int, process: int, processes: int) -> Iterator[range]:
-    """Numbers of the samples of each part of each step."""
-    size = batch // (processes * parts)
+def _numbers(batch: int, first_step: int, micro_batches: int, process: int, processes: int) -> Iterator[range]:
+    """The numbers of the triplets of each micro-batch of each step."""
+    size = batch // (processes * micro_batches)
     for step in itertools.count(first_step):
-        for part in range(parts):
-            start = step * batch + (process * parts + part) * size
+        for micro_batch in range(micro_batches):
+            start = step * batch + (process * micro_batches + micro_batch) * size
             yield range(start, start + size)
 
 
 class _NumberedTriplets(Dataset):
-    """Every sample of a whole training, by its number: epoch after epoch, each in an order of its own."""
+    """The triplets of a training by number: one epoch after the other, each in its own order."""
 
     def __init__(self, triplets: Triplets, resolution: int, seed: int) -> None:
         self._triplets = triplets
@@ -70,14 +72,20 @@ class _NumberedTriplets(Dataset):
         return number, self._triplets.load(self._order(epoch)[place], self._resolution, self._seed, epoch)
 
 
-def _batch(samples: Sequence[tuple[int, Triplet]]) -> Batch:
-    numbers, triplets = zip(*samples, strict=True)
+def _collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
+    numbers, triplets = zip(*numbered, strict=True)
     return Batch(
         numbers=numbers,
         targets=torch.stack([triplet.target for triplet in triplets]),
         references=torch.stack([triplet.reference for triplet in triplets]),
         prompts=[triplet.prompt for triplet in triplets],
-        # Made here, for this runs in the workers.
+        # Computed here, since this runs in the workers.
         target_keys=[fingerprint(triplet.target) for triplet in triplets],
         reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let the training alone decide what Ctrl+C does: a terminal sends it to the workers too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

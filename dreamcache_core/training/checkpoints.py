@@ -1,11 +1,11 @@
-"""Checkpoints of a training: written whole or not at all, so that it can be stopped at any moment and go on."""
+"""Checkpoints of a training, `step_000001000.checkpoint`: each is written completely or not at all."""
 
 from __future__ import annotations
 
 import errno
 import io
-import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,29 +14,27 @@ from typing import Any
 import torch
 
 from ..errors import DreamCacheError
+from ..io.atomic import remove_partial_files, write_atomically
 
-# The last one, and the one before it, should the disk have damaged that.
 KEPT = 2
+"""How many checkpoints are kept: the newest one, and the one before it in case the disk damages that."""
+_NAME = re.compile(r"step_(\d{9,})\.checkpoint")
+_OLD_PARTIAL_FILES = "step_*.partial"
+"""What earlier versions left behind when they were killed while writing."""
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write `state`, as Trainer.state gives it, and remove all but the newest checkpoints. Returns its path.
+    """Write `state`, as Trainer.state gives it, and remove all but the newest checkpoints. Returns the path.
 
-    Raises DreamCacheError if the disk is full; the earlier checkpoints are whole then.
+    Raises DreamCacheError if the disk is full, and OSError if the folder can't be written to; the earlier checkpoints
+    are complete then.
     """
     path = folder / f"step_{state['step']:09d}.checkpoint"
-    partial = path.with_suffix(".partial")
     content = io.BytesIO()
     torch.save(dict(state), content)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with partial.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, content.getbuffer(), durable=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         if error.errno != errno.ENOSPC:
             raise
         last = newest_checkpoint(folder)
@@ -44,20 +42,39 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
             f"The disk of {folder} is full and the checkpoint of step {state['step']} was not written: make room, then "
             f"resume from {last.name if last else 'the start, as there is no earlier one'}."
         ) from error
-    for old in sorted(folder.glob("*.checkpoint"))[:-KEPT]:
+    for old in _checkpoints(folder)[:-KEPT]:
         old.unlink()
     return path
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("*.checkpoint"), default=None)
+    """The checkpoint of the last step, damaged or not; None if there is none."""
+    return max(_checkpoints(folder), default=None, key=_step)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, with its tensors on `device`; None if there is none."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            continue
+    return None
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Remove what a training that was killed had written of a checkpoint. No other training may use the folder."""
+    remove_partial_files(folder)
+    for path in folder.glob(_OLD_PARTIAL_FILES):
+        path.unlink(missing_ok=True)
 
 
 def room_needed(state: Mapping[str, Any]) -> int:
-    """Bytes of the checkpoints that are kept, and of one that is being written.
+    """Bytes of the checkpoints that are kept, and of one more while it is written.
 
-    `state`: as it is before the first step too, when the optimiser hasn't its two numbers for each weight yet.
+    `state`: of any step, the one before the first included, when the optimiser has no state yet.
     """
+    # The adapter's weights, their averages, and two numbers of the optimiser's for each weight.
     return (KEPT + 1) * 4 * sum(tensor.nbytes for tensor in state["adapter"].values())
 
 
@@ -71,11 +88,10 @@ def check_room(folder: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest checkpoint in `folder` that can be read, its tensors on `device`; None if there is none."""
-    for path in sorted(folder.glob("*.checkpoint"), reverse=True):
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            continue
-    return None
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest last. Other files, such as a user's copies, are none."""
+    return sorted((path for path in folder.glob("*.checkpoint") if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))

@@ -1,4 +1,4 @@
-"""What a training will take: measured on a few of its steps, of which nothing is written."""
+"""What a training will take, measured on a few of its steps. Nothing is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 
 from .checkpoints import room_needed
 from .loss import Batch
-from .session import run
 from .trainer import Trainer
 
 _GIB = 2**30
@@ -25,8 +24,10 @@ _BYTES_PER_PARAMETER = 5 * 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Samples a second in all processes together, and bytes of memory of this one's device: held between steps, and at
-    the peak of a step. Those of the CPU are the whole process's, and 0 where the system doesn't tell them.
+    """What steps take: `samples_per_second`, triplets in all processes, and memory of this process's device in bytes.
+
+    `held`: between steps. `peak`: the most during a step. On the CPU both are those of the process, and 0 on systems
+    that don't report them.
     """
 
     samples_per_second: float
@@ -35,24 +36,27 @@ class Cost:
 
 
 def measure(trainer: Trainer, batches: Iterable[Sequence[Batch]], steps: int = 2) -> Cost:
-    """Train for one step that isn't measured, for it is slower than all others, and `steps` that are."""
+    """Train for `steps` steps after a first one, which is slower and not measured.
+
+    `batches`: as Trainer.run takes them. Raises DreamCacheError as Trainer.run does.
+    """
     device = trainer.base.sigmas.device
-    progress = run(trainer, batches, Path(), every=1, save=False)
+    progress = trainer.run(batches)
     first = next(progress)
     held = memory_of(device, "VmRSS")
     reset_peak(device)
     rates = [step.samples_per_second for step in itertools.islice(progress, steps)]
-    rates = rates or [first.samples_per_second]  # Of a training of a single step.
+    rates = rates or [first.samples_per_second]  # The training has a single step.
     return Cost(len(rates) / sum(1 / rate for rate in rates), held, memory_of(device, "VmHWM"))
 
 
 def describe(trainer: Trainer, cost: Cost, triplets: int, folder: Path) -> str:
-    """The estimate in words. `triplets`: how many there are. `folder`: for checkpoints; it need not be there yet."""
+    """The estimate in words. `triplets`: how many there are. `folder`: the output folder, which need not exist."""
     settings, parameters = trainer.settings, trainer.adapter.parameter_count
     samples = settings.steps * settings.batch
     seconds = datetime.timedelta(seconds=round(samples / cost.samples_per_second))
-    there = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
-    room, free = room_needed(trainer.state()) + 4 * parameters, shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
+    room, free = room_needed(trainer.state()) + 4 * parameters, shutil.disk_usage(existing).free
     return "\n".join(
         [
             f"data: {settings.steps:,} steps of {settings.batch} are {samples:,} samples, or {samples / triplets:,.1f} "
@@ -68,7 +72,7 @@ def describe(trainer: Trainer, cost: Cost, triplets: int, folder: Path) -> str:
 
 
 def memory_of(device: torch.device, figure: str) -> int:
-    """Bytes in use, or at the peak since `reset_peak`. `figure`: what Linux calls it, VmRSS or VmHWM."""
+    """Bytes in use, or the most since `reset_peak`. `figure`: Linux's name of it, VmRSS or VmHWM."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated() if figure == "VmRSS" else torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -77,8 +81,9 @@ def memory_of(device: torch.device, figure: str) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
+    """Measure the peak of memory from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    with contextlib.suppress(OSError):  # Where the system lets it.
+    with contextlib.suppress(OSError):  # Not every system allows it.
         Path("/proc/self/clear_refs").write_text("5")

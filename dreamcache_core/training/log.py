@@ -1,4 +1,4 @@
-"""What one sees of a training while it runs: a line for each step, sheets of samples, and both in TensorBoard."""
+"""A session's progress on the console, and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,48 +9,56 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DreamCacheError
-from .output_folder import TrainingFolder
-from .session import Progress
+from .trainer import Progress
 
 
-class TrainingLog:
-    """Prints, and writes into an output folder: sheets to `samples`, with `tensorboard` events to `logs`.
+class ConsoleLog:
+    """A listener that prints a line for each step and each contact sheet. `steps`: of the training in all."""
 
-    `done`: steps that checkpoints remember; events of later ones, of a training that was stopped, are dropped.
-    Raises DreamCacheError if TensorBoard is wanted and missing.
-    """
-
-    def __init__(self, folder: Path, steps: int, done: int, tensorboard: bool) -> None:
+    def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._folder = TrainingFolder(folder)
-        self._writer = _event_writer(folder / "logs", done) if tensorboard else None
 
-    def add_step(self, progress: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         print(
             f"step {progress.step:,} of {self._steps:,}: loss {progress.loss:.4f}, learning rate "
             f"{progress.learning_rate:.2e}, {progress.samples_per_second:.2f} samples/s",
             flush=True,
         )
-        if self._writer:
-            self._writer.add_scalar("loss", progress.loss, progress.step)
-            self._writer.add_scalar("learning rate", progress.learning_rate, progress.step)
-            self._writer.add_scalar("samples per second", progress.samples_per_second, progress.step)
 
-    def add_sheet(self, sheet: Image.Image, step: int) -> None:
-        print(f"samples: {self._folder.add_sheet(sheet, step)}", flush=True)
-        if self._writer:
-            self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+    def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
+        print(f"samples: {path}", flush=True)
 
-    def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+    def on_end(self) -> None:
+        pass
 
 
-def _event_writer(folder: Path, done: int) -> Any:
+class TensorBoardLog:
+    """A listener that writes loss, learning rate, speed and samples as TensorBoard events.
+
+    `folder`: for the files of events. `steps_taken`: before this session; events of later steps, from a session that
+    was killed, are hidden. Raises DreamCacheError if TensorBoard is missing.
+    """
+
+    def __init__(self, folder: Path, steps_taken: int) -> None:
+        self._writer = _event_writer(folder, steps_taken)
+
+    def on_step(self, progress: Progress) -> None:
+        self._writer.add_scalar("loss", progress.loss, progress.step)
+        self._writer.add_scalar("learning rate", progress.learning_rate, progress.step)
+        self._writer.add_scalar("samples per second", progress.samples_per_second, progress.step)
+
+    def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
+        self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+
+    def on_end(self) -> None:
+        self._writer.close()
+
+
+def _event_writer(folder: Path, steps_taken: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise DreamCacheError(
             "TensorBoard is not installed: pip install tensorboard, or leave out --tensorboard."
         ) from error
-    return SummaryWriter(str(folder), purge_step=done + 1)
+    return SummaryWriter(str(folder), purge_step=steps_taken + 1)

@@ -1,7 +1,7 @@
-"""The denoising loss with references to attend to (paper, section 3.3), and what it needs of a frozen base model.
+"""The denoising loss with a reference for each triplet (paper, section 3.3), and what it needs of a frozen base model.
 
-All that is random depends only on the seed and on the number of a triplet in the whole training. So a training that was
-stopped continues exactly as it would have, and so do several processes that share its batches.
+Everything random depends only on the seed and on the number of a triplet in the training. A training that was stopped
+therefore resumes to the same bits, and several processes can share a batch.
 """
 
 from __future__ import annotations
@@ -19,54 +19,61 @@ from .settings import TrainingSettings
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompts:
-    """What a U-Net reads of prompts. `context`: of its cross-attention, (batch, tokens, channels). `pooled`: beside it
-    in SDXL, (batch, channels); None where the U-Net reads none.
+    """Encoded prompts, as a U-Net reads them.
+
+    `context`: for cross-attention, (batch, tokens, channels). `pooled`: (batch, channels), read by SDXL; None for other
+    base models.
     """
 
     context: torch.Tensor
     pooled: torch.Tensor | None = None
 
     def expand(self, batch: int) -> EncodedPrompts:
-        """Of one prompt, those of a batch."""
+        """One prompt, repeated for a batch."""
         pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
         return EncodedPrompts(self.context.expand(batch, -1, -1), pooled)
 
 
 class FrozenBase(Protocol):
-    """What training needs of a base model, whose weights it leaves alone. All tensors are on the base's device.
+    """A base model whose weights training leaves alone. All tensors are on its device.
 
-    `sigmas`: noise levels of its schedule, (timesteps,) float32, rising. `predicts_v`: else it predicts the noise.
+    `sigmas`: the noise levels of its schedule, (timesteps,) float32, rising. `predicts_v`: whether it predicts v; if
+    not, it predicts the noise.
     """
 
     sigmas: torch.Tensor
     predicts_v: bool
 
     def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
-        """(batch, 3, height, width), 0…1 → latents (batch, 4, height / 8, width / 8), as the U-Net reads them.
+        """Images (batch, height, width, 3), 0…1 → latents (batch, 4, height / 8, width / 8), as the U-Net reads them.
 
-        `keys`: as in Batch, for a base that keeps the latents of pictures that come again.
+        `keys`: fingerprints of the images, as Batch has them, for a base that caches latents.
         """
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts: ...
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
-        """The caching pass at timestep 1 with the empty prompt. Gradients are of use only if the U-Net learns too."""
+        """The caching pass, at timestep 1 with an empty prompt: a reference for each latent.
+
+        The features carry gradients if gradients are enabled, for trainings that include the U-Net.
+        """
         ...
 
     def denoise(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
-        """Denoised latents, of latents + sigma · noise. Each latent reads the reference of its own number, or none."""
+        """Predict the clean latents of `latents + sigma · noise`. Each latent reads its own reference, if any."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step, and their numbers in the whole course of training.
+    """Triplets that one forward pass takes: a step's batch, or a micro-batch of it.
 
-    `targets`, `references`: (batch, 3, height, width) float32, 0…1. `target_keys`, `reference_keys`: a fingerprint of
-    each that comes again in later epochs, None for one that doesn't; empty if nothing is known of any.
+    `numbers`: the triplets' numbers in the training, counted over all epochs. `targets`, `references`: (batch, height,
+    width, 3) float32, 0…1. `target_keys`, `reference_keys`: a fingerprint of each image that later epochs use again,
+    None for one that they don't; empty if no image has one.
     """
 
     numbers: Sequence[int]
@@ -78,9 +85,10 @@ class Batch:
 
 
 def loss_weight(sigma: torch.Tensor, predicts_v: bool, min_snr: float = 0.0) -> torch.Tensor:
-    """What turns the squared error of denoised latents into that of the prediction.
+    """The factor from the squared error of denoised latents to that of the U-Net's prediction, of the shape of `sigma`.
 
-    An error of ε is 1/σ that of the latents, and one of v √(1 + 1/σ²); min-SNR weighting makes both min(1/σ², γ).
+    An error of ε is 1/σ times that of the latents, one of v √(1 + 1/σ²) times. Min-SNR weighting makes both
+    min(1/σ², γ).
     """
     snr = sigma**-2
     if min_snr:
@@ -89,12 +97,14 @@ def loss_weight(sigma: torch.Tensor, predicts_v: bool, min_snr: float = 0.0) -> 
 
 
 def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -> torch.Tensor:
-    """Loss of each sample, (batch,): how far the prediction at a random timestep is off, with the reference to read."""
+    """The loss of each triplet, (batch,), at a random timestep, with the triplet's reference."""
     with torch.no_grad():
         latents = base.encode_images(batch.targets, batch.target_keys)
         references = base.encode_images(batch.references, batch.reference_keys)
-        draws = draw(batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed, settings.timestep_bias)
-        timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in draws)
+        sampled = sample_noise(
+            batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed, settings.timestep_bias
+        )
+        timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in sampled)
         cache = base.cache(references, reference_noise)
         prompts = base.encode_prompts(batch.prompts)
     return loss_at(base, latents, timesteps, noise, prompts, cache, settings.min_snr)
@@ -109,29 +119,32 @@ def loss_at(
     cache: ReferenceCache | None,
     min_snr: float = 0.0,
 ) -> torch.Tensor:
-    """Loss of each sample, (batch,), at these timesteps (batch,) and with this noise, which has the latents' shape."""
+    """The loss of each triplet, (batch,), at given `timesteps`, (batch,), and `noise`, of the shape of `latents`."""
     sigma = base.sigmas[timesteps]
     denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, prompts, cache)
     error = (denoised - latents).square().flatten(1).mean(1)
     return error * loss_weight(sigma, base.predicts_v, min_snr)
 
 
-def draw(
+def sample_noise(
     numbers: Sequence[int], shape: Sequence[int], timesteps: int, seed: int, timestep_bias: float = 0.0
 ) -> tuple[torch.Tensor, ...]:
-    """What is random of samples: timesteps (batch,), noise and the references' noise (batch, *shape)."""
+    """Sample what is random in a step: timesteps (batch,), and noise of targets and of references, (batch, *shape).
+
+    `numbers`: as in Batch. `timesteps`: how many the base has.
+    """
     generators = [np.random.default_rng([seed, number]) for number in numbers]
-    drawn_timesteps = torch.tensor([generator.integers(timesteps) for generator in generators])
+    sampled = torch.tensor([generator.integers(timesteps) for generator in generators])
     if timestep_bias:
-        drawn_timesteps = biased_timesteps((drawn_timesteps.double() + 0.5) / timesteps, timesteps, timestep_bias)
+        sampled = biased_timesteps((sampled.double() + 0.5) / timesteps, timesteps, timestep_bias)
     noise, reference_noise = (
         torch.from_numpy(np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators]))
         for _ in range(2)
     )
-    return drawn_timesteps, noise, reference_noise
+    return sampled, noise, reference_noise
 
 
 def biased_timesteps(uniform: torch.Tensor, timesteps: int, bias: float) -> torch.Tensor:
-    """Of numbers that are uniform in 0…1, timesteps drawn as TrainingSettings has it; the same shape, int64."""
-    # Of a uniform number, this power has the density that is asked for.
+    """Timesteps with a density proportional to t^bias, from uniform numbers in 0…1: the same shape, int64."""
+    # The inverse of the cumulative distribution, t^(1 + bias).
     return (timesteps * uniform ** (1 / (1 + bias))).long()

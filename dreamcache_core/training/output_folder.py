@@ -1,82 +1,153 @@
-"""What a training keeps beside its checkpoints: what it was begun with, its losses, and its samples."""
+"""The output folder of a training, and the names of everything in it.
+
+step_000001000.checkpoint   what the training resumes from: the last two (checkpoints.py)
+begun_with.json             what it was begun with, and must resume with
+losses.txt                  the loss of each step, one a line; nan where it isn't known
+samples/step_000001000.png  contact sheets of samples
+adapter.safetensors         the adapter as of the newest checkpoint; written by the command only
+logs/                       TensorBoard events; written by the command only
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from ..adapter.file import save_adapter
+from ..adapter.network import Adapter
 from ..errors import DreamCacheError
-from .checkpoints import newest_checkpoint
+from ..io.atomic import remove_partial_files, write_atomically
+from . import checkpoints
 
 _NEWEST = 16
+_SHEET = re.compile(r"step_(\d{9,})\.png")
 
 
 class TrainingFolder:
-    """The folder of a training, which goes on in it whenever it is started again."""
+    """The output folder of a training. Its methods raise OSError, which `writing` turns into a sentence."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.adapter_path = path / "adapter.safetensors"
+        self.logs = path / "logs"
         self._begun_with = path / "begun_with.json"
         self._losses = path / "losses.txt"
         self._samples = path / "samples"
 
-    def begin(self, settings: Mapping[str, str | int]) -> None:
-        """Note what a training is begun with; if there are checkpoints of it, see that it goes on with the same.
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise DreamCacheError where the folder can't be written to, or other files can't be read."""
+        try:
+            yield
+        except OSError as error:
+            raise DreamCacheError(
+                f"{error.filename or self.path} could not be read or written: {error.strerror or error}; make room or "
+                "put it right, then start the training again to resume it."
+            ) from error
 
-        Raises DreamCacheError if one of its settings is another now.
+    # --- Beginning and resuming --------------------------------------------------------------------------------------
+
+    def begin(self, settings: Mapping[str, str | int], *, write: bool = True) -> None:
+        """Check that a training resumes with the settings it was begun with, or record them if it begins here.
+
+        A setting that was not recorded is recorded now. Without `write`, nothing is. Raises DreamCacheError if a
+        setting differs.
         """
-        if newest_checkpoint(self.path) is None or not self._begun_with.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._begun_with.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        before = json.loads(self._begun_with.read_text(encoding="utf-8"))
+        self.path.mkdir(parents=True, exist_ok=True)
+        before = self._read_begun_with() if checkpoints.newest_checkpoint(self.path) else {}
         for name, value in settings.items():
-            if before.get(name) != value:
+            if before.get(name, value) != value:
                 raise DreamCacheError(
-                    f'The training "{self.path.name}" was begun with {name} {before.get(name)} and now it is {value}: '
-                    "set it back to go on, or take another name to begin anew."
+                    f'The training "{self.path.resolve().name}" was begun with {name} {before[name]} and now it is '
+                    f"{value}: set it back to resume, or take another name to begin a new training."
                 )
+        if write and not settings.keys() <= before.keys():
+            write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode())
 
-    def resume_losses(self, steps: int) -> list[float]:
-        """Losses of the first `steps` steps, one each. Those of later ones, which no checkpoint knows, are dropped."""
-        lines = self._read_losses()[:steps]
-        self._losses.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return [float(line) for line in lines]
+    def clean(self) -> None:
+        """Remove the partial files of a process that was killed. No other process may train in this folder."""
+        checkpoints.remove_partial_checkpoints(self.path)
+        remove_partial_files(self._samples)
+
+    def check_room(self, state: Mapping[str, Any]) -> None:
+        """Raise DreamCacheError unless the disk has the room that checkpoints need."""
+        checkpoints.check_room(self.path, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest state that can be read; None if there is none."""
+        return checkpoints.load_checkpoint(self.path)
+
+    def _read_begun_with(self) -> dict[str, Any]:
+        if not self._begun_with.is_file():
+            return {}  # A training of the command, from before it wrote this file.
+        try:
+            before = json.loads(self._begun_with.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise DreamCacheError(
+                f"{self._begun_with} is damaged: delete it to resume with the settings that are set now."
+            ) from error
+        return before
+
+    # --- State -------------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        checkpoints.save_checkpoint(self.path, state)
+
+    def save_adapter(self, adapter: Adapter) -> None:
+        save_adapter(self.adapter_path, adapter)
+
+    # --- Losses ------------------------------------------------------------------------------------------------------
 
     def losses(self) -> list[float]:
         """The loss of each step so far."""
         return [float(line) for line in self._read_losses()]
 
-    def _read_losses(self) -> list[str]:
-        text = self._losses.read_text(encoding="utf-8") if self._losses.is_file() else ""
-        # Not what is being written right now.
-        return text[: text.rfind("\n") + 1].splitlines()
+    def resume_losses(self, steps: int) -> list[float]:
+        """The losses of the first `steps` steps, NaN where they aren't known. Losses of later steps are dropped."""
+        lines = self._read_losses()[:steps]
+        lines += [str(math.nan)] * (steps - len(lines))
+        write_atomically(self._losses, "".join(f"{line}\n" for line in lines).encode())
+        return [float(line) for line in lines]
 
     def add_loss(self, loss: float) -> None:
         with self._losses.open("a", encoding="utf-8") as file:
             file.write(f"{loss:.6g}\n")
 
+    def _read_losses(self) -> list[str]:
+        text = self._losses.read_text(encoding="utf-8") if self._losses.is_file() else ""
+        # Without a last line that is being written right now.
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    # --- Samples -----------------------------------------------------------------------------------------------------
+
+    def add_sheet(self, sheet: Image.Image, step: int) -> Path:
+        """Write the contact sheet of the samples of a step. Returns its path."""
+        path, content = self.sheet_path(step), io.BytesIO()
+        sheet.save(content, "PNG")
+        write_atomically(path, content.getbuffer())
+        return path
+
     def sheets(self, steps: int) -> list[Image.Image]:
-        """The newest contact sheets of the first `steps` steps, the last one last; none of another size than that."""
+        """The newest contact sheets of the first `steps` steps, the newest last, without those of another size."""
         paths = [self.sheet_path(step) for step in self.sheet_steps() if step <= steps]
         sheets = [Image.open(path).convert("RGB") for path in paths[-_NEWEST:]]
         return [sheet for sheet in sheets if sheet.size == sheets[-1].size]
 
-    def add_sheet(self, sheet: Image.Image, step: int) -> Path:
-        """Keep the contact sheet of what was drawn after a step. Returns its path."""
-        self._samples.mkdir(exist_ok=True)
-        path = self.sheet_path(step)
-        partial = path.with_suffix(".partial")
-        sheet.save(partial, "PNG")
-        partial.replace(path)
-        return path
-
     def sheet_steps(self) -> list[int]:
-        """The steps after which there is a contact sheet, in their order."""
-        return sorted(int(path.stem[5:]) for path in self._samples.glob("step_*.png"))
+        """The steps that have a contact sheet, in order."""
+        found = (_SHEET.fullmatch(path.name) for path in self._samples.glob("step_*.png"))
+        return sorted(int(match[1]) for match in found if match)
 
     def sheet_path(self, step: int) -> Path:
-        """Where the contact sheet of what was drawn after a step is kept."""
+        """The path of the contact sheet of a step, whether there is one or not."""
         return self._samples / f"step_{step:09d}.png"

@@ -1,4 +1,4 @@
-"""The processes that train together: this one alone, or all that Hugging Face Accelerate's launcher has started."""
+"""The processes of a training: one, or all that Hugging Face Accelerate's launcher has started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _LAUNCHED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
 @dataclass(frozen=True)
 class Processes:
-    """`index`: of this one among `count`. `average`: the mean of a tensor over all, once all have called it."""
+    """This process among those of a training. `index`: its number, from 0. `count`: how many there are.
+
+    `average`: gives the mean of a tensor over all processes. Each call waits until all processes have called it.
+    """
 
     index: int = 0
     count: int = 1
@@ -26,23 +29,31 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this is the one process that writes and prints."""
         return self.index == 0
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is true in any process. Waits for all, as `average` does. `device`: where they compute."""
+        return flag if self.count == 1 else bool(self.average(torch.tensor(float(flag), device=device)) > 0)
+
     def say(self, text: str) -> None:
-        """Print it at once, in one of them."""
+        """Print a line at once, in the main process only."""
         if self.is_main:
             print(text, flush=True)
 
 
-def join_processes(cpu: bool) -> Processes:
-    """Join the others, and make the GPU that the launcher has given to this process torch's current one, which is the
-    one that ComfyUI takes when it is imported afterwards.
+ALONE = Processes()
+"""A training in one process."""
 
-    Raises DreamCacheError if a launcher has started this process and Accelerate is missing.
+
+def join_processes(cpu: bool) -> Processes:
+    """Join the other processes of the launcher, if it has started this one.
+
+    Makes the GPU that the launcher gave to this process torch's current one. ComfyUI takes the current GPU when it is
+    imported, so call this first. Raises DreamCacheError if a launcher started this process and Accelerate is missing.
     """
     if not any(name in os.environ for name in _LAUNCHED):
-        return Processes()
+        return ALONE
     try:
         from accelerate import PartialState
         from accelerate.utils import reduce

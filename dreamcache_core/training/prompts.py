@@ -1,4 +1,4 @@
-"""Prompts for triplets: words put together, or the lines of a text file."""
+"""Prompts for triplets: combinations of words, or the lines of a text file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import DreamCacheError
 
 @dataclass(frozen=True)
 class ChosenPrompt:
-    """One prompt of several. `subject`: what it is of, empty if that isn't known. `number`: 1…`total`."""
+    """One prompt of `total`. `subject`: what it shows, empty if that isn't known. `number`: 1…`total`."""
 
     prompt: str
     subject: str
@@ -20,10 +20,11 @@ class ChosenPrompt:
 
 
 def combine_words(seed: int, template: str, subjects: str, contexts: str, styles: str) -> ChosenPrompt:
-    """Put one line of each list into the template's `{subject}`, `{context}` and `{style}`.
+    """Fill the template's `{subject}`, `{context}` and `{style}` with a line of each list.
 
-    `total` seeds in a row give every combination once, and any few of them all subjects about as often. Lists that the
-    template doesn't ask for don't count. Raises DreamCacheError if it asks for a subject and there is none.
+    `total` consecutive seeds give every combination once, and a few consecutive seeds use all subjects about equally.
+    Lists that the template has no place for are ignored. Raises DreamCacheError if it has a place for a subject and
+    there is none.
     """
     lists = {"subject": _lines(subjects), "context": _lines(contexts) or [""], "style": _lines(styles) or [""]}
     lists = {name: lines for name, lines in lists.items() if f"{{{name}}}" in template}
@@ -40,9 +41,9 @@ def combine_words(seed: int, template: str, subjects: str, contexts: str, styles
 
 
 def choose_line(seed: int, text: str) -> ChosenPrompt:
-    """The line that the seed says, of those that aren't blank: a prompt, or `subject | prompt`.
+    """Line number `seed` of a text, counted from 0 over and over, without blank lines: a prompt, or `subject | prompt`.
 
-    Raises DreamCacheError if there is none.
+    Raises DreamCacheError if all lines are blank.
     """
     lines = _lines(text)
     if not lines:
@@ -58,8 +59,10 @@ def _lines(text: str) -> list[str]:
 
 
 def _stride(total: int) -> int:
-    """How far apart two prompts in a row are. By the golden ratio, few steps spread as evenly as many; sharing no
-    divisor with `total`, that many steps come everywhere once.
+    """The distance between the combinations of consecutive seeds.
+
+    Close to the golden ratio, a few steps spread as evenly as many do; coprime to `total`, `total` steps visit every
+    combination once.
     """
     stride = round(total * (math.sqrt(5) - 1) / 2)
     while math.gcd(stride, total) > 1:
@@ -68,6 +71,6 @@ def _stride(total: int) -> int:
 
 
 def _tidy(prompt: str) -> str:
-    """Without the commas and spaces that an empty list leaves."""
+    """A prompt without the commas and spaces that an empty list leaves."""
     prompt = re.sub(r"\s+", " ", prompt)
     return re.sub(r"(\s*,)+", ",", prompt).strip(" ,")

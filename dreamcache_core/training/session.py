@@ -1,66 +1,211 @@
-"""A training session: an adapter is trained in an output folder, and can be stopped and resumed."""
+"""A training session: an adapter is trained in an output folder until it is finished or stopped, and resumes there."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import torch
+from PIL import Image
+
+from ..adapter.network import Adapter
+from ..adapter.provenance import hash_weights
 from ..errors import DreamCacheError
-from .checkpoints import check_room, load_checkpoint, newest_checkpoint, save_checkpoint
 from .loss import Batch
-from .trainer import Trainer
+from .output_folder import TrainingFolder
+from .processes import ALONE, Processes
+from .trainer import Progress, Trainer
+
+_HASH_DIGITS = 12
+UNTRAINED = "untrained"
+
+GenerateSamples = Callable[[Adapter, str], Image.Image]
+"""Generates samples with an adapter, as a contact sheet under a label."""
+
+
+class Listener(Protocol):
+    """Hears of a session's events, in the main process. What it raises stops the session."""
+
+    def on_step(self, progress: Progress) -> None:
+        """A step was taken, and written to the output folder."""
+
+    def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
+        """Samples of a step were generated, and written to `path`."""
+
+    def on_end(self) -> None:
+        """The session is over: finished, stopped or failed."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """After a step: how many there have been, and how the last one went."""
+class Origin:
+    """What a training is begun with, and must resume with.
 
-    step: int
-    loss: float
-    learning_rate: float
-    samples_per_second: float
-
-
-def run(
-    trainer: Trainer, batches: Iterable[Sequence[Batch]], folder: Path, every: int, save: bool = True
-) -> Iterator[Progress]:
-    """Train on `batches`, each in parts, up to the settings' number of steps; stop whenever nobody asks for more.
-
-    Every so many steps, and after the last, a checkpoint is written to `folder`, and training goes on from the newest
-    that is there: `batches` must begin at the step that `resume` gave. Without `save`, none is written: of several
-    processes one is enough.
-    Raises DreamCacheError if the disk is too full for checkpoints, or if the loss is not a number.
+    `base_hash`: `hash_weights` of the base model's U-Net. `adapter`: UNTRAINED, or what `describe_weights` gives.
+    `folder`: that of the triplets.
     """
-    settings = trainer.settings
-    started = time.monotonic()
-    for parts in itertools.islice(batches, max(0, settings.steps - trainer.step)):
-        loss = trainer.train(parts)
-        if not math.isfinite(loss):
-            last = newest_checkpoint(folder)
+
+    base_hash: str
+    adapter: str
+    folder: str
+    batch: int
+    resolution: int
+    seed: int
+
+    def to_json(self) -> dict[str, str | int]:
+        return {
+            "model": self.base_hash[:_HASH_DIGITS],
+            "adapter": self.adapter,
+            "folder": self.folder,
+            "batch": self.batch,
+            "resolution": self.resolution,
+            "seed": self.seed,
+        }
+
+
+def describe_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """The weights of the adapter that a training is begun with, as Origin records them."""
+    return hash_weights(weights)[:_HASH_DIGITS]
+
+
+class TrainingSession:
+    """A training in its output folder, from the newest checkpoint there to the last step.
+
+    `step`: the number of steps taken; 0 in a new training. `losses`: one for each of them, NaN where it isn't known.
+    Of several processes all must make one, and only the main one writes.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: TrainingFolder,
+        origin: Origin,
+        *,
+        triplets: int,
+        checkpoint_every: int,
+        sample_every: int = 0,
+        generate_samples: GenerateSamples | None = None,
+        write_adapter: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Open the folder and restore the trainer from the newest checkpoint.
+
+        `triplets`: how many there are. `checkpoint_every`: in steps; the last step has a checkpoint in any case.
+        `sample_every`: likewise for samples; 0 for none. `write_adapter`: whether each checkpoint comes with the
+        adapter's file.
+        Raises DreamCacheError if the training was begun with another origin, if the disk has no room for checkpoints,
+        if the folder can't be written to, or if other processes see another folder.
+        """
+        self._trainer = trainer
+        self._folder = folder
+        self._origin = origin
+        self._triplets = triplets
+        self._checkpoint_every = checkpoint_every
+        self._sample_every = sample_every
+        self._generate_samples = generate_samples
+        self._write_adapter = write_adapter
+        self._processes = processes
+        self._device = trainer.base.sigmas.device
+        with folder.writing():
+            folder.begin(origin.to_json(), write=processes.is_main)
+            folder.check_room(trainer.state())
+            if processes.is_main:
+                folder.clean()
+            state = folder.load_checkpoint()
+            if state:
+                trainer.restore(state)
+            self._check_processes()
+            self.losses = folder.resume_losses(trainer.step) if processes.is_main else []
+        self._checkpoint_step = trainer.step
+        self._adapter_step: int | None = None
+
+    @property
+    def step(self) -> int:
+        return self._trainer.step
+
+    def run(
+        self,
+        batches: Iterable[Sequence[Batch]],
+        listeners: Sequence[Listener] = (),
+        is_stop_requested: Callable[[], bool] = lambda: False,
+    ) -> Generator[Progress, None, None]:
+        """Train to the last step, or until a stop is requested. `batches`: the micro-batches of each step from here on.
+
+        `is_stop_requested`: asked after each step; all processes stop after the same one, whichever was asked to.
+        Closing the iterator stops it as well, and so does an exception of a listener, of the samples or of the process.
+        However it is stopped between two steps, it writes a checkpoint first.
+        Raises DreamCacheError if a loss is not a number, or if the folder can't be written to.
+        """
+        listeners = listeners if self._processes.is_main else ()
+        with self._folder.writing():
+            try:
+                for progress in self._trainer.run(batches):
+                    if self._processes.is_main:
+                        self._keep(progress)
+                        for listener in listeners:
+                            listener.on_step(progress)
+                        self._sample(progress.step, listeners)
+                    yield progress
+                    if self._processes.any(is_stop_requested(), self._device):
+                        break
+                self._save_rest()
+            except DreamCacheError:
+                raise
+            except BaseException:
+                if self._trainer.is_between_steps:
+                    self._save_rest()
+                raise
+            finally:
+                for listener in listeners:
+                    listener.on_end()
+
+    def finished_adapter(self) -> Adapter:
+        """The adapter so far, with its averaged weights and this training in its provenance."""
+        return self._trainer.finished_adapter(self._origin.base_hash, self._triplets)
+
+    def _keep(self, progress: Progress) -> None:
+        # The loss comes first: resuming drops losses of steps after the checkpoint, but can't recover missing ones.
+        self.losses.append(progress.loss)
+        self._folder.add_loss(progress.loss)
+        if self._is_due(self._checkpoint_every):
+            self._save()
+
+    def _save(self) -> None:
+        self._folder.save_checkpoint(self._trainer.state())
+        self._checkpoint_step = self.step
+        self._save_adapter()
+
+    def _save_adapter(self) -> None:
+        if self._write_adapter:
+            self._folder.save_adapter(self.finished_adapter())
+        self._adapter_step = self.step
+
+    def _save_rest(self) -> None:
+        """Save the last step, as far as it isn't saved."""
+        if not self.step or not self._processes.is_main:
+            return
+        if self._checkpoint_step != self.step:
+            self._save()
+        elif self._adapter_step != self.step:
+            # The process may have been killed between this checkpoint and its adapter.
+            self._save_adapter()
+
+    def _sample(self, step: int, listeners: Sequence[Listener]) -> None:
+        if not (self._generate_samples and self._sample_every and self._is_due(self._sample_every)):
+            return
+        sheet = self._generate_samples(self._trainer.averaged_adapter(), f"step {step:,}")
+        path = self._folder.add_sheet(sheet, step)
+        for listener in listeners:
+            listener.on_samples(sheet, path, step)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self._trainer.settings.steps
+
+    def _check_processes(self) -> None:
+        step = torch.tensor(self.step, dtype=torch.float64, device=self._device)
+        if self._processes.average(step) != self.step:
             raise DreamCacheError(
-                f"The loss of step {trainer.step + 1} is not a number: resume from "
-                f"{last.name if last else 'the start'} with a lower learning rate, or with another precision."
+                f"Process {self._processes.index} resumes after step {self.step} and others after another: give an "
+                "output folder that all machines share."
             )
-        if save and (trainer.step % every == 0 or trainer.step == settings.steps):
-            save_checkpoint(folder, trainer.state())
-        now = time.monotonic()
-        rate = settings.learning_rate_at(trainer.step - 1)
-        yield Progress(trainer.step, loss, rate, settings.batch / (now - started))
-        started = time.monotonic()
-
-
-def resume(trainer: Trainer, folder: Path) -> int:
-    """Go on from the newest checkpoint in `folder`. Returns the number of steps that are done, 0 without one.
-
-    Raises DreamCacheError if the disk hasn't room for the checkpoints that are to come.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    check_room(folder, trainer.state())
-    state = load_checkpoint(folder)
-    if state:
-        trainer.restore(state)
-    return trainer.step

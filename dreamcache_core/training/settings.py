@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""What U-Net and adapter may compute in. The weights of the adapter are always float32."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an adapter is trained; `steps` and `batch` are the paper's by default (section 4.1).
+    """How an adapter is trained. The defaults of `steps` and `batch` are the paper's (section 4.1).
 
-    `warm_up`: steps of rising learning rate. `cosine`: whether the rate then falls to 0. `clip`: largest norm of the
-    gradients. `ema`: decay of the averaged weights, 0 for none. `min_snr`: γ of min-SNR weighting (arXiv 2303.09556),
-    0 for none. `timestep_bias`: of timestep t, how often it is drawn is proportional to its power t^bias: 0 draws all
-    alike, and more the noisy ones more often, which are where a reference tells most.
+    `batch`: triplets of each step, in all processes together. `warm_up`: steps over which the learning rate rises.
+    `cosine`: whether it then falls to 0. `clip`: largest norm of the gradient. `ema`: decay of the averaged weights, 0
+    for no averaging. `min_snr`: γ of min-SNR weighting (arXiv 2303.09556), 0 for none. `timestep_bias`: timestep t is
+    sampled with a probability proportional to t^bias: 0 samples all timesteps alike, higher values prefer noisy ones,
+    where a reference helps most.
     """
 
     steps: int = 200_000
@@ -29,7 +35,7 @@ class TrainingSettings:
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """The learning rate of a step. The first step is 0."""
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warm_up))
         done = max(0, step - self.warm_up) / max(1, self.steps - self.warm_up)
         return rate * (1 + math.cos(math.pi * min(1.0, done))) / 2 if self.cosine else rate

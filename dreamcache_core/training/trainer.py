@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +15,25 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..adapter.network import Adapter
 from ..adapter.provenance import Provenance
+from ..errors import DreamCacheError
 from .loss import Batch, FrozenBase, denoising_loss
 from .settings import TrainingSettings
 
 
-class Trainer:
-    """An adapter in training: its optimiser, its averaged weights, and how many steps it has had.
+@dataclass(frozen=True)
+class Progress:
+    """A step that was taken. `step`: its number; the first is 1. `samples_per_second`: triplets, in all processes."""
 
-    `average_over_processes` gives a tensor's mean over all processes that train together.
+    step: int
+    loss: float
+    learning_rate: float
+    samples_per_second: float
+
+
+class Trainer:
+    """An adapter in training: its optimiser, its averaged weights, and the number of steps taken.
+
+    `average_over_processes`: gives the mean of a tensor over all processes of the training.
     """
 
     def __init__(
@@ -32,6 +47,8 @@ class Trainer:
         self.adapter = adapter
         self.settings = settings
         self.step = 0
+        self.is_between_steps = True
+        """False if an exception cut a step short while weights changed: the state belongs to no step then."""
         self._average_over_processes = average_over_processes
         self._parameters = list(adapter.requires_grad_().parameters())
         self._optimizer = torch.optim.AdamW(
@@ -39,36 +56,56 @@ class Trainer:
         )
         self._averaged = [parameter.detach().clone() for parameter in self._parameters]
 
-    def train(self, parts: Sequence[Batch]) -> float:
-        """Take one step on a batch, cut into parts that fit into memory. Returns the loss.
+    def run(self, batches: Iterable[Sequence[Batch]]) -> Iterator[Progress]:
+        """Take the steps that are left of the settings' `steps`. `batches`: the micro-batches of each of them.
 
-        If that is not a number, nothing has changed.
+        Raises DreamCacheError if a loss is not a number; that step has changed nothing then.
         """
         settings = self.settings
-        size = sum(len(part.numbers) for part in parts)
+        started = time.monotonic()
+        for micro_batches in itertools.islice(batches, max(0, settings.steps - self.step)):
+            loss = self.train(micro_batches)
+            if not math.isfinite(loss):
+                raise DreamCacheError(
+                    f"The loss of step {self.step + 1} is not a number: resume from the last checkpoint with a lower "
+                    "learning rate, or with another precision."
+                )
+            rate = settings.learning_rate_at(self.step - 1)
+            yield Progress(self.step, loss, rate, settings.batch / (time.monotonic() - started))
+            started = time.monotonic()
+
+    def train(self, micro_batches: Sequence[Batch]) -> float:
+        """Take one step on a batch, cut into micro-batches that fit into memory. Returns the loss.
+
+        If the loss is not a number, nothing changes.
+        """
+        settings = self.settings
+        size = sum(len(micro_batch.numbers) for micro_batch in micro_batches)
         loss = torch.zeros((), device=self._parameters[0].device)
         self._optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            part_loss = denoising_loss(self.base, part, settings).sum() / size
-            part_loss.backward()
-            loss += part_loss.detach()
+        for micro_batch in micro_batches:
+            part_of_loss = denoising_loss(self.base, micro_batch, settings).sum() / size
+            part_of_loss.backward()
+            loss += part_of_loss.detach()
         loss = self._average_over_processes(loss)
         if not loss.isfinite():
             return float(loss)
         for gradient in (parameter.grad for parameter in self._parameters if parameter.grad is not None):
             gradient.copy_(self._average_over_processes(gradient))
         clip_grad_norm_(self._parameters, settings.clip)
+        self.is_between_steps = False
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
         self._optimizer.step()
         self.step += 1
-        # Early averages would remember the first weights for long, so they follow closer at first.
+        # A short memory at first: the average would otherwise remember the untrained weights for long.
         decay = min(settings.ema, self.step / (self.step + 10)) if settings.ema else 0.0
         torch._foreach_lerp_(self._averaged, [parameter.detach() for parameter in self._parameters], 1 - decay)
+        self.is_between_steps = True
         return float(loss)
 
     def averaged_adapter(self) -> Adapter:
-        """A copy of the adapter with its averaged weights, which is what one keeps."""
+        """A copy of the adapter with the averaged weights, which are those to use."""
         adapter = copy.deepcopy(self.adapter).requires_grad_(False)
         for parameter, averaged in zip(adapter.parameters(), self._averaged, strict=True):
             parameter.copy_(averaged)
@@ -84,7 +121,7 @@ class Trainer:
         return adapter
 
     def state(self) -> dict[str, Any]:
-        """All that must be kept for training to go on exactly as it would have; see `restore`."""
+        """Everything that `restore` needs to resume the training to the same bits. Its tensors are not copies."""
         return {
             "step": self.step,
             "adapter": self.adapter.state_dict(),
@@ -93,7 +130,7 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Return to the step at which `state` was taken."""
         self.step = state["step"]
         self.adapter.load_state_dict(state["adapter"])
         for averaged, tensor in zip(self._averaged, state["averaged"], strict=True):

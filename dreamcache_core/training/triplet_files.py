@@ -1,12 +1,12 @@
-"""How triplets lie on disk: three files a sample, in folders, or in tars that are read as the folders they were.
+"""The files of triplets: three for each, in folders, or in tars that are read like folders of the same name.
 
     00000/00000001_generation.png   the picture
     00000/00000001_caption.txt      its prompt
     00000/00000001_mask.png         white on its subject
-    00000/00000001_reference.png    another picture of the subject, if there is one; then the mask may be missing
+    00000/00000001_reference.png    optional: another picture of the subject; the mask is optional then
 
-Names are free, and so are folders within folders; `save_sample` numbers its samples and starts a folder each thousand.
-Pictures may be .png, .jpg, .jpeg or .webp. Hidden files are left alone.
+Names are free, and folders may be nested; `save_triplet` numbers triplets and starts a new folder each thousand.
+Pictures may be .png, .jpg, .jpeg or .webp. Hidden files are ignored.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..errors import DreamCacheError
 _FILE = re.compile(r"(.+)_(?:(generation|mask|reference)\.(?i:png|jpe?g|webp)|(caption)\.txt)", re.DOTALL)
 _IN_WORDS = {"generation": "picture", "caption": "caption", "mask": "mask", "reference": "reference"}
 
-SAMPLES_PER_FOLDER = 1000
+TRIPLETS_PER_FOLDER = 1000
 _NUMBERED_FILE = re.compile(r"(\d+)_(?:generation|caption|mask|reference)\..+")
 _NUMBERED_FOLDER = re.compile(r"(\d{5,})(\.tar)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a file lie: in a file of their own, or in a tar."""
+    """Where the bytes of a file are: `size` bytes from `offset` on in a file of its own or in a tar."""
 
     path: str
     offset: int
@@ -47,8 +47,8 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleFiles:
-    """The files of one sample. `mask` may be None if there is a reference."""
+class TripletFiles:
+    """The files of a triplet. `mask` may be None if there is a `reference`."""
 
     name: str
     picture: Place
@@ -57,47 +57,47 @@ class SampleFiles:
     reference: Place | None
 
 
-def find_samples(folder: Path) -> tuple[list[SampleFiles], list[str]]:
-    """All samples of a folder whose files are there, in the order of their names; and a sentence for each other.
+def find_triplets(folder: Path) -> tuple[list[TripletFiles], list[str]]:
+    """All triplets of a folder that have all their files, ordered by name; and a sentence for each that lacks one.
 
-    Reads names and sizes, of tars the headers, and nothing that is in the files.
+    Reads names, sizes and the headers of tars, but no file's content.
     """
     found: dict[str, dict[str, Place]] = {}
     problems: list[str] = []
     twice: dict[str, str] = {}
     for path, place in _walk(str(folder), "", problems):
         name, picture, caption = _FILE.fullmatch(path).groups()  # type: ignore[union-attr]
-        part = picture or caption
-        if part in found.setdefault(name, {}):
-            twice[name] = f"{name}: there are two files for its {_IN_WORDS[part]}."
-        found[name][part] = place
-    samples = []
+        kind = picture or caption
+        if kind in found.setdefault(name, {}):
+            twice[name] = f"{name}: there are two files for its {_IN_WORDS[kind]}."
+        found[name][kind] = place
+    triplets = []
     for name in sorted(found):
         problem = twice.get(name) or _problem(name, found[name])
         if problem:
             problems.append(problem)
         else:
-            parts = found[name]
-            samples.append(
-                SampleFiles(name, parts["generation"], parts["caption"], parts.get("mask"), parts.get("reference"))
+            files = found[name]
+            triplets.append(
+                TripletFiles(name, files["generation"], files["caption"], files.get("mask"), files.get("reference"))
             )
-    return samples, problems
+    return triplets, problems
 
 
-def save_sample(folder: Path, pictures: Mapping[str, Image.Image], prompt: str) -> Path:
-    """Write a sample under the next number, whole or not at all. Several processes may write into one folder.
+def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str) -> Path:
+    """Write a triplet under the next number, completely or not at all. Several processes may write into one folder.
 
-    `pictures`: of `generation`, `mask` and `reference`. Returns the path of the `generation`.
+    `pictures`: by `generation`, `mask` and `reference`. Returns the path of the `generation`.
     Raises DreamCacheError if it can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            # All that takes time or room is done before a number is taken. The picture comes last, for without one
-            # the others are no sample.
+            # Everything slow or large is done before a number is taken. The picture is moved last: without it, the
+            # other files are no triplet.
             Path(temporary, "caption.txt").write_bytes(prompt.encode())
-            for part, picture in pictures.items():
-                picture.save(Path(temporary, f"{part}.png"), compress_level=4)
+            for kind, picture in pictures.items():
+                picture.save(Path(temporary, f"{kind}.png"), compress_level=4)
             stem = _take_number(folder)
             for file in ("caption.txt", "mask.png", "reference.png", "generation.png"):
                 if Path(temporary, file).exists():
@@ -110,7 +110,7 @@ def save_sample(folder: Path, pictures: Mapping[str, Image.Image], prompt: str) 
 
 
 def _walk(folder: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
-    """Files of samples under a folder, with their paths in it."""
+    """The files of triplets under a folder, with their paths in it."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -124,7 +124,7 @@ def _walk(folder: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
-    """Files of samples in a tar, under the paths that they would have in a folder of its name."""
+    """The files of triplets in a tar, with the paths that they would have in a folder of its name."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -135,24 +135,24 @@ def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str,
         problems.append(f"{path} is no uncompressed tar or is damaged: what follows the damage is left out.")
 
 
-def _problem(name: str, parts: Mapping[str, Place]) -> str | None:
-    """What is wrong with a sample, as far as its files' names and sizes tell."""
-    needed = ["generation", "caption", *([] if "reference" in parts else ["mask"])]
-    for part in needed:
-        if part not in parts:
-            return f"{name}: its {_IN_WORDS[part]} is missing."
-    for part, place in parts.items():
+def _problem(name: str, files: Mapping[str, Place]) -> str | None:
+    """What is wrong with a triplet, as far as names and sizes show."""
+    needed = ["generation", "caption", *([] if "reference" in files else ["mask"])]
+    for kind in needed:
+        if kind not in files:
+            return f"{name}: its {_IN_WORDS[kind]} is missing."
+    for kind, place in files.items():
         if not place.size:
-            return f"{name}: its {_IN_WORDS[part]} is empty."
+            return f"{name}: its {_IN_WORDS[kind]} is empty."
     return None
 
 
 def _take_number(folder: Path) -> Path:
-    """Make the next number this process's, by creating its caption. Returns what the files' names begin with."""
+    """Reserve the next number for this process by creating its caption. Returns what the files' names begin with."""
     number = _highest_number(folder)
     while True:
         number += 1
-        stem = folder / f"{number // SAMPLES_PER_FOLDER:05}" / f"{number:08}"
+        stem = folder / f"{number // TRIPLETS_PER_FOLDER:05}" / f"{number:08}"
         stem.parent.mkdir(exist_ok=True)
         try:
             Path(f"{stem}_caption.txt").touch(exist_ok=False)
@@ -162,15 +162,15 @@ def _take_number(folder: Path) -> Path:
 
 
 def _highest_number(folder: Path) -> int:
-    """The highest number in use, 0 for none. Lists one thousand of the samples, however many there are."""
+    """The highest number in use, 0 for none. Lists only the last folder of a thousand triplets."""
     numbers = [0, *_numbers(folder)]
     folders = [match for match in (_NUMBERED_FOLDER.fullmatch(path.name) for path in folder.iterdir()) if match]
     last = max((int(match[1]) for match in folders), default=0)
     for match in folders:
         if int(match[1]) == last:
-            numbers.append(last * SAMPLES_PER_FOLDER - 1)
-            # A tar is full, for it was packed when its folder was.
-            numbers += [(last + 1) * SAMPLES_PER_FOLDER - 1] if match[2] else _numbers(folder / match[0])
+            numbers.append(last * TRIPLETS_PER_FOLDER - 1)
+            # A tar counts as full: folders are packed when they are.
+            numbers += [(last + 1) * TRIPLETS_PER_FOLDER - 1] if match[2] else _numbers(folder / match[0])
     return max(numbers)
 
 

@@ -1,4 +1,4 @@
-"""The U-Net that ComfyUI runs, as the frozen base that an adapter is trained on: what is trained is what runs."""
+"""The frozen base model of a training: the U-Net, VAE and CLIP that ComfyUI runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from ...dreamcache_core.adapter.network import Adapter
 from ...dreamcache_core.adapter.provenance import hash_weights
 from ...dreamcache_core.io.disk_cache import DiskCache
+from ...dreamcache_core.io.images import planar
 from ...dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
 from ...dreamcache_core.training.loss import EncodedPrompts
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
@@ -26,15 +27,16 @@ from .reference import PROMPT, TIMESTEP
 
 
 class ComfyUIBase:
-    """A FrozenBase, as dreamcache_core.training describes it, of a MODEL, its VAE and its CLIP.
+    """The FrozenBase (training/loss.py) of a MODEL, its VAE and its CLIP.
 
-    `adapter`: in float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: as in
-    make_trainable. `disk_cache`: keeps latents and prompts that come again, under the weights of VAE and CLIP;
-    it knows nothing of LoRAs on the CLIP. Raises DreamCacheError if adapter, VAE or CLIP isn't one for this model.
+    `adapter`: float32, on the model's device. `precision`: what U-Net and adapter compute in. `checkpointing`: compute
+    activations again in the backward pass, to save memory. `disk_cache`: keeps latents and encoded prompts, by the
+    weights of VAE and CLIP; it doesn't notice LoRAs on the CLIP. Raises DreamCacheError if adapter, VAE or CLIP doesn't
+    fit the model.
     """
 
     timestep = TIMESTEP
-    """Of the caching pass."""
+    """The timestep of the caching pass."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class ComfyUIBase:
         self._patcher = make_trainable(model, adapter, checkpointing)
         self._model = self._patcher.model
         if self._model.get_dtype_inference() not in (torch.float32, precision):
-            # Autocast takes a U-Net in float32 to its precision, and none in another.
+            # Autocast casts only what is in float32.
             self._patcher.set_model_compute_dtype(precision)
         sampling = self._patcher.get_model_object("model_sampling")
         self.sigmas = sampling.sigmas.to(self.device)
@@ -76,13 +78,13 @@ class ComfyUIBase:
 
     @property
     def weights_hash(self) -> str:
-        """hash_weights of the U-Net as its file has it, whatever LoRAs are on it."""
+        """`hash_weights` of the U-Net in its file, without any LoRAs that are on it."""
         return weights_of(self._patcher).base_hash
 
     def load(self) -> None:
-        """Put the U-Net where it computes, with its patches on, if it isn't there; `unload` takes them off again."""
+        """Load the U-Net onto its device with its patches, unless it is there. `unload` takes the patches off again."""
         if not self._patcher.is_injected or self._model.model_lowvram:
-            # All of it: weights that come in one by one share their memory, and the backward pass needs them later.
+            # Completely: weights that are streamed in share their memory, and the backward pass still needs them.
             comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
 
     def unload(self) -> None:
@@ -96,12 +98,14 @@ class ComfyUIBase:
         return torch.stack([latent.to(self.device) for latent in latents])
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        latents = self._model.process_latent_in(self._vae.encode(images.movedim(1, -1)))
+        # Planar, since earlier versions held them so: an old training resumes to the same bits.
+        latents = self._model.process_latent_in(self._vae.encode(planar(images)))
         return latents.to(self.device, torch.float32)
 
     def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
         encodings = self._disk_cached_prompts(prompts) if self._disk_cache else self._encode_prompts(prompts)
-        # Long prompts have some times as many tokens as short ones. As ComfyUI does, repeat each until all are as long.
+        # A long prompt has a multiple of the tokens of a short one. Repeat each until all are of one length, as ComfyUI
+        # does.
         tokens = math.lcm(*(context.shape[1] for context, *_ in encodings))
         contexts, *pooled = zip(*encodings, strict=True)
         repeated = [context.to(self.device).repeat(1, tokens // context.shape[1], 1) for context in contexts]
@@ -109,8 +113,8 @@ class ComfyUIBase:
 
     def _disk_cached_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
         assert self._disk_cache
-        parts = ["", "pooled of "][: 1 + self._reads_pooled]
-        keys = [f"{part}{self._clip_hash}/{prompt}" for part in parts for prompt in prompts]
+        kinds = ["", "pooled of "][: 1 + self._reads_pooled]
+        keys = [f"{kind}{self._clip_hash}/{prompt}" for kind in kinds for prompt in prompts]
 
         def make(numbers: Sequence[int]) -> list[torch.Tensor]:
             missing = sorted({number % len(prompts) for number in numbers})
@@ -118,22 +122,24 @@ class ComfyUIBase:
             return [encodings[number % len(prompts)][number // len(prompts)] for number in numbers]
 
         tensors = self._disk_cache.get(keys, make)
-        return list(zip(*(tensors[n * len(prompts) :][: len(prompts)] for n in range(len(parts))), strict=True))
+        return list(zip(*(tensors[n * len(prompts) :][: len(prompts)] for n in range(len(kinds))), strict=True))
 
     def _encode_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
-        """Of each its context, (1, tokens, channels), and its pooled vector, (1, channels), if the U-Net reads one."""
+        """The context of each prompt, (1, tokens, channels), and its pooled vector, (1, channels), if the U-Net reads
+        one.
+        """
         tokens = [self._clip.tokenize(prompt) for prompt in prompts]
         if self._reads_pooled:
-            # Of several together, ComfyUI gives the vector of the first.
+            # One at a time: of several prompts, ComfyUI returns only the first one's vector.
             return [self._clip.encode_from_tokens(each, return_pooled=True) for each in tokens]
-        # ComfyUI cuts a long prompt into sections, encodes them as a batch, and puts them in a row: here those of all.
+        # ComfyUI cuts a long prompt into sections, encodes them as a batch and joins them: here those of all prompts.
         sections = {name: [section for each in tokens for section in each[name]] for name in tokens[0]}
         row = self._clip.encode_from_tokens(sections)
         counts = [max(map(len, each.values())) for each in tokens]
         return [(context,) for context in row.split([count * (row.shape[1] // sum(counts)) for count in counts], dim=1)]
 
     def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
-        # VAE or CLIP may have taken its place.
+        # VAE, CLIP or the samples may have displaced the U-Net.
         self.load()
         sigma = self.sigmas[self.timestep].expand(len(latents))
         prompts, layers = self._empty_prompt.expand(len(latents)), self._adapter.model.layers
@@ -154,9 +160,9 @@ class ComfyUIBase:
     def _evaluate(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Options
     ) -> torch.Tensor:
-        # What an inpainting model reads beside the latents: that all of the picture is to be painted.
+        # Read by inpainting models: a mask that covers the entire image.
         concat = self._model.concat_cond(noise=noised, latent_image=noised, device=self.device)
-        # And what SDXL reads beside the prompt: its pooled vector, and how large the picture is.
+        # Read by SDXL: the pooled prompt, and the size of the image.
         height, width = (PIXELS_PER_LATENT * side for side in noised.shape[2:])
         adm = self._model.encode_adm(pooled_output=prompts.pooled, height=height, width=width, device=self.device)
         with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):

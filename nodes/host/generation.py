@@ -16,7 +16,8 @@ from PIL import Image
 
 from ...dreamcache_core.adapter.network import Adapter
 from ...dreamcache_core.figures.contact_sheet import contact_sheet
-from ...dreamcache_core.io.images import to_image
+from ...dreamcache_core.generation import GenerationSettings
+from ...dreamcache_core.io.images import planar, to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
 from ...dreamcache_core.training.triplets import Triplets
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
@@ -28,39 +29,20 @@ TRIPLET_SAMPLES = 4
 """How many triplets, at most, a training's samples are taken from."""
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """The inputs of KSampler, Empty Latent Image and Apply DreamCache.
-
-    `seed`: of each image's noise, so that an image doesn't depend on the others. `resolution`: side in pixels of images
-    and of encoded references. `negative`: the negative prompt. The other fields are inputs of these nodes.
-    """
-
-    seed: int = 0
-    steps: int = 20
-    cfg: float = 7.0
-    resolution: int = 512
-    negative: str = ""
-    sampler: str = "euler"
-    scheduler: str = "normal"
-    strength: float = 1.0
-    image_guidance: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    denoise: float = 1.0
-
-    def inject(self, model: ModelPatcher, adapter: AnyAdapter, cache: ReferenceCache, **fields: Any) -> ModelPatcher:
-        """A clone of the model with these settings' Injection. `fields`: further fields of the Injection."""
-        injection = Injection(
-            adapter,
-            cache,
-            strength=self.strength,
-            start_percent=self.start_percent,
-            end_percent=self.end_percent,
-            image_guidance=self.image_guidance,
-            **fields,
-        )
-        return inject(model, injection)
+def inject_reference(
+    model: ModelPatcher, adapter: AnyAdapter, cache: ReferenceCache, settings: GenerationSettings, **fields: Any
+) -> ModelPatcher:
+    """A clone of the model with the Injection of these settings. `fields`: further fields of the Injection."""
+    injection = Injection(
+        adapter,
+        cache,
+        strength=settings.strength,
+        start_percent=settings.start_percent,
+        end_percent=settings.end_percent,
+        image_guidance=settings.image_guidance,
+        **fields,
+    )
+    return inject(model, injection)
 
 
 def choose_samples(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
@@ -72,7 +54,7 @@ def choose_samples(triplets: Triplets, prompts: Sequence[str], resolution: int) 
     indices = range(0, len(triplets), math.ceil(len(triplets) / TRIPLET_SAMPLES))
     plain = [triplets.plain(index, resolution) for index in indices]
     chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
-    return chosen, [plain[index % len(plain)].reference.movedim(0, -1) for index in range(len(chosen))]
+    return chosen, [planar(plain[index % len(plain)].reference) for index in range(len(chosen))]
 
 
 @torch.no_grad()
@@ -105,7 +87,7 @@ def generate_samples(
         injected = model
         if reference is not None:
             cache = encode_reference(model, vae, clip, reference.unsqueeze(0), resolution=side)
-            injected = settings.inject(model, adapter, cache)
+            injected = inject_reference(model, adapter, cache, settings)
         yield generate(injected, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
 
 

@@ -1,38 +1,47 @@
-"""What a node says while it trains: a progress bar and a line of text. The front end asks for losses and samples."""
+"""Shows a training on its node: a progress bar and a line of text. The front end fetches losses and samples."""
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import comfy.utils
 from comfy_api.latest import io
+from PIL import Image
 
-from ...dreamcache_core.training.session import Progress
 from ...dreamcache_core.training.settings import TrainingSettings
+from ...dreamcache_core.training.trainer import Progress
 from .node_text import show_text
 
 _SECONDS_BETWEEN = 2
+"""How often the text changes."""
 
 
 class TrainingDisplay:
-    """On a node that is running."""
+    """A session's listener that shows its progress on a node that is running."""
 
     def __init__(self, node: type[io.ComfyNode], settings: TrainingSettings) -> None:
         self._node = node
         self._settings = settings
         self._bar = comfy.utils.ProgressBar(settings.steps)
-        self._said = 0.0
+        self._shown = 0.0
 
-    def show(self, progress: Progress) -> None:
-        """After a step. The text follows every few seconds, and after the last step."""
+    def on_step(self, progress: Progress) -> None:
         steps = self._settings.steps
-        if time.monotonic() - self._said > _SECONDS_BETWEEN or progress.step == steps:
+        if time.monotonic() - self._shown > _SECONDS_BETWEEN or progress.step == steps:
             left = (steps - progress.step) * self._settings.batch / progress.samples_per_second
             show_text(
                 self._node,
                 f"step {progress.step:,} of {steps:,}, {progress.samples_per_second:.2f} samples/s, "
                 f"{timedelta(seconds=round(left))} left",
             )
-            self._said = time.monotonic()
+            self._shown = time.monotonic()
+        # Raises ComfyUI's InterruptProcessingException if the run was cancelled.
         self._bar.update_absolute(progress.step, steps)
+
+    def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
+        pass
+
+    def on_end(self) -> None:
+        pass

@@ -139,7 +139,7 @@ def load_bench(checkpoint: Path, adapter: Path) -> tuple[Bench, Any, Any]:
 def measure_sizes(bench: Bench, options: argparse.Namespace) -> list[StepCost]:
     from benchmarks.speed.measuring import measure_steps
     from benchmarks.speed.variants import IPADAPTER_PLUS, ipadapter_plus
-    from dreamcache.dreamcache_core.train import import_folder
+    from dreamcache.dreamcache_core.launch import import_folder
 
     variants = dict(options.variants)
     if options.ipadapter_plus:

@@ -54,8 +54,7 @@ def main() -> None:
     checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
     import comfy.sd
     from dreamcache.dreamcache_core.adapter.network import untrained_adapter
-    from dreamcache.dreamcache_core.train import PRECISIONS
-    from dreamcache.dreamcache_core.training.settings import TrainingSettings
+    from dreamcache.dreamcache_core.training.settings import PRECISIONS, TrainingSettings
     from dreamcache.dreamcache_core.training.trainer import Trainer
     from dreamcache.nodes.host.base_model import structure_of
     from dreamcache.nodes.host.frozen_base import ComfyUIBase
@@ -233,7 +232,7 @@ def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
 
     for step in itertools.count():
         targets, references = torch.rand(
-            2, size, 3, resolution, resolution, generator=torch.Generator().manual_seed(step)
+            2, size, resolution, resolution, 3, generator=torch.Generator().manual_seed(step)
         )
         yield [Batch(range(step * size, (step + 1) * size), targets, references, ["a dog on a beach"] * size)]
 

@@ -14,8 +14,9 @@ import torch
 from dreamcache.dreamcache_core.adapter.network import Adapter, AdapterLayer, attend, untrained_adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.training.loss import Batch, EncodedPrompts, denoising_loss
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.processes import Processes
-from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.training.trainer import Trainer
 from dreamcache.dreamcache_core.training.triplets import EMPTY_PROMPT_PROBABILITY
@@ -27,6 +28,7 @@ from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from . import attention
 from .loop import ALONE, on_device
 from .scenes import Scenes
+from .world import SIZE
 
 STEPS = 1_500
 ABLATION_STEPS = 600
@@ -97,11 +99,18 @@ class Training:
         base = self.base_of(adapter, variant)
         base.load()
         trainer = Trainer(base, adapter, settings, processes.average)
-        done = resume(trainer, folder)
-        batches = self._batches(base, scenes, settings, done, processes)
-        processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {done} to {steps}")
+        session = TrainingSession(
+            trainer,
+            TrainingFolder(folder),
+            Origin(base.weights_hash, UNTRAINED, "scenes", settings.batch, SIZE, settings.seed),
+            triplets=len(scenes),
+            checkpoint_every=250,
+            processes=processes,
+        )
+        batches = self._batches(base, scenes, settings, session.step, processes)
+        processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {session.step} to {steps}")
         losses, started = [], time.monotonic()
-        for progress in run(trainer, batches, folder, every=250, save=processes.is_main):
+        for progress in session.run(batches):
             losses.append(progress.loss)
             if progress.step % 100 == 0:
                 seconds = (time.monotonic() - started) / len(losses)

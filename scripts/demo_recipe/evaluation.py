@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.nodes.host.demo_network import DemoNetworks
-from dreamcache.nodes.host.generation import GenerationSettings, generate
+from dreamcache.nodes.host.generation import generate, inject_reference
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.reference import encode_reference
 from PIL import Image
@@ -209,7 +210,8 @@ class Studio:
             settings = replace(SAMPLING, seed=seed + start, **changes)
             model = self.networks.model
             if adapter is not None:
-                model = settings.inject(model, adapter, replace(self._cache(some, variant), per_latent=True))
+                cache = replace(self._cache(some, variant), per_latent=True)
+                model = inject_reference(model, adapter, cache, settings)
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures
 
@@ -221,7 +223,7 @@ class Studio:
         references = [augmented_reference(case.subject, Random(f"{case.subject.key}/{view}")) for view in range(views)]
         settings = replace(SAMPLING, seed=seed, image_guidance=IMAGE_GUIDANCE)
         cache = self._encode_references(_images(references), 1)
-        model = settings.inject(self.networks.model, adapter, cache)
+        model = inject_reference(self.networks.model, adapter, cache, settings)
         return self._draw(model, self._encode([case.prompt]), SIZE, settings)[0]
 
     @torch.no_grad()
@@ -232,7 +234,7 @@ class Studio:
         for place, case in enumerate((left, right)):
             region = torch.zeros(1, side, 2 * side)
             region[..., place * side : (place + 1) * side] = 1
-            model = settings.inject(model, adapter, self._cache([case], AS_IT_SHIPS), region=region)
+            model = inject_reference(model, adapter, self._cache([case], AS_IT_SHIPS), settings, region=region)
             ((context, values),) = self._encode([case.prompt])
             area = (side, side, 0, place * side)
             positive.append([context, {**values, "area": area, "set_area_to_bounds": False, "strength": 1.0}])

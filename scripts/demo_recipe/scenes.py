@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
 from dreamcache.dreamcache_core.reference.image import subject_on_white
-from dreamcache.dreamcache_core.training.augmentation import make_reference
+from dreamcache.dreamcache_core.training.augmentation import augment_reference
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -134,7 +134,7 @@ def reference(subject: Subject, mirrored: bool = False) -> np.ndarray:
 def augmented_reference(subject: Subject, random: Random) -> np.ndarray:
     """A reference of a subject as the training recipe makes them, (128, 128, 3) uint8."""
     picture = to_tensor(subject.picture())
-    return np.asarray(to_image(make_reference(picture[..., :3], picture[..., 3], SIZE, random)))
+    return np.asarray(to_image(augment_reference(picture[..., :3], picture[..., 3], SIZE, random)))
 
 
 def _path(shard: int) -> Path:

@@ -67,10 +67,10 @@ def import_pack(environment: Environment, cpu: bool = True, **flags: bool) -> No
     sys.path.append(str(ROOT))
     from comfy.cli_args import args
 
-    from dreamcache_core import train
+    from dreamcache_core import launch
 
     vars(args).update(flags)
-    train.import_pack(environment.comfyui, cpu)
+    launch.import_pack(environment.comfyui, cpu)
 
 
 def ensure() -> Environment:

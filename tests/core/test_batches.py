@@ -9,7 +9,7 @@ import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.batches import make_batches
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.training.triplets import Triplets, open_triplets
 from PIL import Image
 
@@ -22,7 +22,7 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Triplets:
     folder = tmp_path_factory.mktemp("triplets")
     for number in range(SAMPLES):
         picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))
-        save_sample(folder, {"generation": picture, "mask": Image.new("L", (32, 32), 255)}, f"picture {number}")
+        save_triplet(folder, {"generation": picture, "mask": Image.new("L", (32, 32), 255)}, f"picture {number}")
     return open_triplets(folder)
 
 
@@ -45,7 +45,9 @@ def test_every_epoch_has_each_sample_once(triplets: Triplets) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_parts_and_workers_share_the_same_batches(triplets: Triplets, workers: int) -> None:
     whole = steps(triplets, 2)
-    first, second = (steps(triplets, 2, process=process, processes=2, parts=2, workers=workers) for process in (0, 1))
+    first, second = (
+        steps(triplets, 2, process=process, processes=2, micro_batches=2, workers=workers) for process in (0, 1)
+    )
     for (batch,), shares in zip(whole, zip(first, second, strict=True), strict=True):
         pieces = [part for share in shares for part in share]
         assert [number for part in pieces for number in part.numbers] == list(batch.numbers)

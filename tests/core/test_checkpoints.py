@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
-from dreamcache.dreamcache_core.training.loss import draw
+from dreamcache.dreamcache_core.training.loss import sample_noise
 
 
 def test_noisy_timesteps_are_drawn_more_often_if_they_should_be() -> None:
-    uniform, noisy = (draw(range(4000), (1,), 1000, 0, bias)[0] for bias in (0.0, 1.0))
+    uniform, noisy = (sample_noise(range(4000), (1,), 1000, 0, bias)[0] for bias in (0.0, 1.0))
     assert 0 <= noisy.min() < noisy.max() <= 999
     # Of a density that rises as t does, three quarters lie in the upper half, and the rest is drawn as before.
     assert (uniform >= 500).float().mean() == pytest.approx(0.5, abs=0.03)

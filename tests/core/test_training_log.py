@@ -1,4 +1,4 @@
-"""What is written of a training beside its checkpoints."""
+"""The TensorBoard events of a training."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.training.log import TrainingLog
-from dreamcache.dreamcache_core.training.session import Progress
+from dreamcache.dreamcache_core.training.log import TensorBoardLog
+from dreamcache.dreamcache_core.training.trainer import Progress
 from PIL import Image
 
 
 def log_steps(folder: Path, done: int, until: int, loss: float) -> None:
-    log = TrainingLog(folder, steps=5, done=done, tensorboard=True)
+    log = TensorBoardLog(folder / "logs", done)
     for step in range(done + 1, until + 1):
-        log.add_step(Progress(step, loss, learning_rate=1e-4, samples_per_second=2.0))
-    log.add_sheet(Image.new("RGB", (8, 8), "red"), until)
-    log.close()
+        log.on_step(Progress(step, loss, learning_rate=1e-4, samples_per_second=2.0))
+    log.on_samples(Image.new("RGB", (8, 8), "red"), folder, until)
+    log.on_end()
 
 
 def test_tensorboard_draws_one_curve_of_a_training_that_was_stopped(tmp_path: Path) -> None:
@@ -29,14 +29,9 @@ def test_tensorboard_draws_one_curve_of_a_training_that_was_stopped(tmp_path: Pa
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1)]
     assert [event.value for event in events.Scalars("samples per second")] == [2.0] * 5
     assert events.Images("samples")[-1].step == 5
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
-        "step_000000004.png",
-        "step_000000005.png",
-    ]
 
 
 def test_tensorboard_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(DreamCacheError, match=r"^TensorBoard is not installed: pip install tensorboard, or leave out"):
-        TrainingLog(tmp_path, steps=5, done=0, tensorboard=True)
-    TrainingLog(tmp_path, steps=5, done=0, tensorboard=False).close()
+        TensorBoardLog(tmp_path, 0)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.training.triplets import Triplet, epoch_order, open_triplets
 from PIL import Image, ImageDraw
 
@@ -43,7 +43,7 @@ def mask() -> Image.Image:
 
 
 def save(folder: Path, number: int) -> Path:
-    return save_sample(folder, {"generation": picture(number), "mask": mask()}, f"a flag, 旗 № {number}")
+    return save_triplet(folder, {"generation": picture(number), "mask": mask()}, f"a flag, 旗 № {number}")
 
 
 @pytest.fixture
@@ -72,18 +72,18 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
         assert triplet.name == name
         assert triplet.prompt == f"a flag, 旗 № {index + 1}"
         # The middle, pixel by pixel.
-        assert torch.equal(triplet.target, to_tensor(picture(index + 1).crop((8, 0, 72, 64))).movedim(-1, 0))
-        assert triplet.reference.shape == (3, 64, 64)
-    assert triplets.load(0, resolution=32, seed=0, epoch=0).target.shape == (3, 32, 32)
+        assert torch.equal(triplet.target, to_tensor(picture(index + 1).crop((8, 0, 72, 64))))
+        assert triplet.reference.shape == (64, 64, 3)
+    assert triplets.load(0, resolution=32, seed=0, epoch=0).target.shape == (32, 32, 3)
 
 
 def test_a_plain_triplet_has_its_prompt_and_its_subject_as_encode_reference_cuts_it_out(folder: Path) -> None:
     plain = open_triplets(folder).plain(2, resolution=100)
     assert plain.prompt == "a flag, 旗 № 3"
-    expected = torch.ones(3, 100, 100)
+    expected = torch.ones(100, 100, 3)
     # With a margin of a tenth.
-    expected[:, 10:90, 10:50] = RED.reshape(3, 1, 1)
-    expected[:, 10:90, 50:90] = GREEN.reshape(3, 1, 1)
+    expected[10:90, 10:50] = RED
+    expected[10:90, 50:90] = GREEN
     assert (plain.reference - expected).abs().mean() < 0.02
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_trained_on(
         loaded = [triplets.load(index, 64, 0, epoch).name[-1] for epoch in range(2) for index in range(5)]
     assert loaded == list("1244512445")
     assert triplets.problems == (said,)
-    assert [record.getMessage() for record in caplog.records] == [f"DreamCache trains without a sample: {said}"]
+    assert [record.getMessage() for record in caplog.records] == [f"DreamCache trains without a triplet: {said}"]
 
 
 def test_a_folder_without_any_good_sample_is_refused_in_one_sentence(tmp_path: Path, folder: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_folder_without_any_good_sample_is_refused_in_one_sentence(tmp_path: P
         open_triplets(tmp_path / "empty")
     for number in range(1, 6):
         cut(file(folder, number, "generation.png"))
-    with pytest.raises(DreamCacheError, match=r"None of the 5 samples .* the first: 00000/00000001: its picture"):
+    with pytest.raises(DreamCacheError, match=r"None of the 5 triplets .* the first: 00000/00000001: its picture"):
         open_triplets(folder).check()
-    with pytest.raises(DreamCacheError, match=r"No sample of .* 00000/0000000\d: its picture"):
+    with pytest.raises(DreamCacheError, match=r"No triplet of .* 00000/0000000\d: its picture"):
         open_triplets(folder).load(2, 64, 0, 0)
 
 
@@ -223,9 +223,9 @@ def test_a_reference_of_its_own_stands_in_for_the_cut_out(folder: Path) -> None:
     for epoch in range(5):
         shown = triplets.load(0, 40, 0, epoch).reference
         # As high as the square, in its middle, unchanged, on white where it is transparent or absent.
-        assert torch.equal(shown[:, 20:, 10:30], torch.tensor([0.0, 0.0, 1.0]).reshape(3, 1, 1).expand(3, 20, 20))
-        shown[:, 20:, 10:30] = 1
-        assert torch.equal(shown, torch.ones(3, 40, 40))
+        assert torch.equal(shown[20:, 10:30], torch.tensor([0.0, 0.0, 1.0]).expand(20, 20, 3))
+        shown[20:, 10:30] = 1
+        assert torch.equal(shown, torch.ones(40, 40, 3))
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(folder: Path) -> None:
@@ -246,7 +246,7 @@ def test_references_and_prompts_are_varied_as_often_as_the_recipe_says(folder: P
     for index, epoch in draws:
         triplet = triplets.load(index, resolution, 0, epoch)
         dropped += triplet.prompt == ""
-        inked = (triplet.reference < 0.9).any(dim=0)
+        inked = (triplet.reference < 0.9).any(dim=-1)
         rows, columns = inked.any(dim=1).nonzero().flatten(), inked.any(dim=0).nonzero().flatten()
         height, width = (int(where[-1] - where[0]) + 1 for where in (rows, columns))
         # The subject is a square: what is none has lost a part.
@@ -255,7 +255,7 @@ def test_references_and_prompts_are_varied_as_often_as_the_recipe_says(folder: P
             continue
         sizes.append(height)
         corners.add((int(rows[0]), int(columns[0])))
-        colours = [triplet.reference[:, rows[3], column] for column in (columns[3], columns[-4])]
+        colours = [triplet.reference[rows[3], column] for column in (columns[3], columns[-4])]
         reddest = max(colours, key=lambda colour: float(colour[0] - colour[1]))
         flipped += reddest is colours[1]
         recoloured += not torch.allclose(reddest, RED, atol=0.01)
@@ -293,7 +293,7 @@ def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
 def save_many(folder: Path, writer: int, count: int, start: Barrier) -> None:
     start.wait()
     for number in range(count):
-        save_sample(folder, {"generation": picture(1), "mask": mask()}, f"{writer} {number}")
+        save_triplet(folder, {"generation": picture(1), "mask": mask()}, f"{writer} {number}")
 
 
 def test_processes_that_write_into_one_folder_lose_nothing_though_one_is_killed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dreamcache.dreamcache_core.io.disk_cache import DiskCache
 from dreamcache.dreamcache_core.training.batches import make_batches
 from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.training.triplets import open_triplets
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
@@ -29,7 +29,7 @@ def batches(tmp_path: Path) -> Iterator[list[Batch]]:
     for number in range(3):
         picture = Image.linear_gradient("L").resize((64, 64)).rotate(40 * number).convert("RGB")
         extra = {"reference": picture.rotate(20)} if number == 2 else {"mask": Image.new("L", (64, 64), 255)}
-        save_sample(tmp_path / "triplets", {"generation": picture, **extra}, f"picture {number}")
+        save_triplet(tmp_path / "triplets", {"generation": picture, **extra}, f"picture {number}")
     return make_batches(open_triplets(tmp_path / "triplets"), SETTINGS, 64)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, newest_checkpoint
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from harness import environment
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
@@ -24,20 +30,33 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = Image.new("L", picture.size, 0)
     mask.paste(255, (80, 15, 480, 390))
     for prompt in ("a coffee cup", "a cup of coffee on a table"):
-        save_sample(folder, {"generation": picture, "mask": mask}, prompt)
+        save_triplet(folder, {"generation": picture, "mask": mask}, prompt)
     return folder
 
 
-def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
+class Command:
+    """The command with settings for a small training."""
+
+    def __init__(self, checkpoint: Path, triplets: Path, output: Path) -> None:
+        made = environment.ensure()
+        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", checkpoint]
+        command += ["--data", triplets, "--output", output, "--cpu", "--precision", "float32"]
+        settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
+        self._command = [str(part) for part in command] + settings
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*self._command, *arguments], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        process = self.start(*arguments)
+        return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
+
+
+def test_the_command_trains_an_adapter_and_resumes(
     short_models: tuple[Path, Path], triplets: Path, tmp_path: Path
 ) -> None:
-    made, (checkpoint, _) = environment.ensure(), short_models
-
-    def train(*arguments: str) -> subprocess.CompletedProcess:
-        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", checkpoint]
-        command += ["--data", triplets, "--output", tmp_path, "--cpu", "--precision", "float32"]
-        settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
-        return subprocess.run([*command, *settings, *arguments], cwd=ROOT, capture_output=True, text=True)
+    train = Command(short_models[0], triplets, tmp_path).run
 
     def files() -> list[str]:
         return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
@@ -49,7 +68,7 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
     assert not files()
 
     first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")
-    assert "2 triplets in" in first.stdout
+    assert "2 triplets in" in first.stdout, first.stderr
     layers = "middle_block.1, output_blocks.1.1, output_blocks.3.1"
     assert f"5,536,000 parameters for SD1.x\nlayers: {layers}\n" in first.stdout
     assert "step 1 of 1: loss" in first.stdout
@@ -61,7 +80,7 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
     assert logged.Tags()["images"] == ["samples"]
 
     second = train("--steps", "2")
-    assert "Going on after step 1." in second.stdout
+    assert "Resuming after step 1." in second.stdout
     assert "step 2 of 2: loss" in second.stdout
     assert "step 1 of" not in second.stdout
 
@@ -69,7 +88,59 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
     assert trained.base_model == "SD1.x"
     assert [(training.steps, training.batch, training.triplets) for training in trained.provenance] == [(2, 2, 2)]
     assert all(tensor.isfinite().all() for tensor in trained.state_dict().values())
+    assert len(TrainingFolder(tmp_path).losses()) == 2
 
     refused = train("--steps", "2", "--data", str(tmp_path / "nothing"))
     assert refused.returncode == 1
     assert refused.stderr.strip().endswith("is not a folder: choose the folder that holds the triplets.")
+    before = files()
+    for changes in (["--batch", "4"], ["--data", str(tmp_path / "others")]):
+        save_triplet(tmp_path / "others", {"generation": sheet, "mask": Image.new("L", sheet.size, 255)}, "a cup")
+        refused = train("--steps", "3", *changes)
+        assert refused.returncode == 1
+        sentence = (
+            rf'The training "{tmp_path.name}" was begun with (batch 2|folder {triplets}) and now it is .*: set it'
+        )
+        assert re.search(sentence, refused.stderr), refused.stderr
+    assert [file for file in files() if not file.startswith("others")] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
+    short_models: tuple[Path, Path], triplets: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    checkpoint, _ = short_models
+    settings = ["--steps", "6", "--every", "100", "--workers", "1"]
+    straight = Command(checkpoint, triplets, tmp_path / "straight").run(*settings)
+    assert straight.returncode == 0, straight.stderr
+    stopped = Command(checkpoint, triplets, tmp_path / "stopped")
+    process = stopped.start(*settings)
+    while not TrainingFolder(tmp_path / "stopped").losses():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    (step,) = map(int, re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors.strip()))
+    assert 1 <= step < 6
+    assert newest_checkpoint(tmp_path / "stopped") == tmp_path / "stopped" / f"step_{step:09}.checkpoint"
+    assert load_adapter(tmp_path / "stopped" / "adapter.safetensors").adapter.provenance[0].steps == step
+
+    assert f"Resuming after step {step}." in stopped.run(*settings).stdout
+    states = [load_checkpoint(tmp_path / folder) for folder in ("straight", "stopped")]
+    expected, adapter = (state["adapter"] for state in states if state)
+    assert all(torch.equal(adapter[name], tensor) for name, tensor in expected.items())
+    assert TrainingFolder(tmp_path / "stopped").losses() == TrainingFolder(tmp_path / "straight").losses()
+
+
+def test_help_needs_no_comfyui() -> None:
+    """And the options come from the only copy of the core in the process."""
+    script = (
+        "import runpy, sys; sys.argv = ['train', '--help']\n"
+        "try: runpy.run_module('dreamcache_core.train', run_name='__main__')\n"
+        "finally: print(sorted(name for name in sys.modules if name.startswith(('dreamcache_core', 'comfy'))))"
+    )
+    command = [environment.ensure().python, "-c", script]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert "--timestep-bias TIMESTEP_BIAS" in shown.stdout
+    assert shown.stdout.rstrip().endswith("['dreamcache_core', 'dreamcache_core.launch']"), shown.stdout

@@ -1,80 +1,35 @@
-"""Training an adapter on the very U-Net that ComfyUI runs: what changes, what doesn't, and that nothing is lost."""
+"""Training an adapter on the very U-Net that ComfyUI runs: what changes, and what doesn't."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from random import Random
 
 import comfy.model_patcher
 import comfy.sd
 import pytest
 import torch
-from dreamcache.dreamcache_core.adapter.network import Adapter, untrained_adapter
-from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
-from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss, draw
-from dreamcache.dreamcache_core.training.session import resume, run
-from dreamcache.dreamcache_core.training.settings import TrainingSettings
+from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss, sample_noise
 from dreamcache.dreamcache_core.training.trainer import Trainer
-from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
+from dreamcache.nodes.host.generation import generate_samples
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
 from dreamcache.nodes.host.patching.training import attending_to, make_trainable
 from support.miniature import models
+from support.trainings import SETTINGS, base_of, batch, new_adapter, new_trainer, pictures, weights
 
 Models = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, comfy.sd.CLIP]
-SETTINGS = TrainingSettings(steps=6, batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
-
-
-def new_adapter(structure: str = "sd15") -> Adapter:
-    unet = structure_of(models.unet_patcher(structure))
-    adapter = Adapter(select_layers(unet.layers), unet.base_model)
-    adapter.load_state_dict(models.generated_weights(adapter, models.SEED))
-    return adapter
-
-
-def new_trainer(structure: str = "sd15", settings: TrainingSettings = SETTINGS, **how) -> Trainer:
-    adapter = new_adapter(structure)
-    base = ComfyUIBase(models.unet_patcher(structure), models.vae(), models.clip(structure), adapter, **how)
-    base.load()
-    return Trainer(base, adapter, settings)
-
-
-def base_of(trainer: Trainer) -> ComfyUIBase:
-    assert isinstance(trainer.base, ComfyUIBase)
-    return trainer.base
 
 
 @pytest.fixture
 def models_of_a_node() -> Models:
     with torch.inference_mode():
         return models.unet_patcher("sd15"), models.vae(), models.clip("sd15")
-
-
-def pictures(numbers: Iterable[int], size: int = 64) -> torch.Tensor:
-    noise = (torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(number)) for number in numbers)
-    return torch.nn.functional.interpolate(torch.stack(list(noise)), size=size, mode="bilinear")
-
-
-def batch(step: int, size: int = 4, first: int = 0) -> Batch:
-    numbers = range(step * size + first, (step + 1) * size)
-    references = pictures(range(1000 + numbers.start, 1000 + numbers.stop))
-    return Batch(numbers, pictures(numbers), references, [f"picture {number}" for number in numbers])
-
-
-def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.adapter.parameters()])
 
 
 def test_gradients_through_the_injection_agree_with_finite_differences() -> None:
@@ -193,7 +148,7 @@ def test_the_caching_pass_of_training_is_that_of_encode_reference(structure: str
     ours = trainer.base.cache(latents, noise)
     model, clip = models.unet_patcher(structure), models.clip(structure)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    theirs = record_references(model, models.vae().encode(images.movedim(1, -1)), noise, conditioning, 1, "")
+    theirs = record_references(model, models.vae().encode(images), noise, conditioning, 1, "")
     for layer in trainer.adapter.layers:
         torch.testing.assert_close(
             ours.batches[0].features[layer.name], theirs.batches[0].features[layer.name], rtol=1e-4, atol=1e-4
@@ -238,7 +193,9 @@ def test_the_loss_is_the_textbooks(structure: str) -> None:
     trainer, samples = new_trainer(structure), batch(0)
     base = base_of(trainer)
     latents = base.encode_images(samples.targets)
-    timesteps, noise, reference_noise = draw(samples.numbers, latents.shape[1:], len(base.sigmas), SETTINGS.seed)
+    timesteps, noise, reference_noise = sample_noise(
+        samples.numbers, latents.shape[1:], len(base.sigmas), SETTINGS.seed
+    )
     signal = (1 + base.sigmas[timesteps] ** 2).rsqrt().reshape(-1, 1, 1, 1)
     rest = (1 - signal**2).sqrt()
     target = noise if structure == "sd15" else signal * noise - rest * latents
@@ -258,7 +215,7 @@ def test_the_loss_is_the_textbooks(structure: str) -> None:
     torch.testing.assert_close(min_snr, textbook * weight, rtol=1e-3, atol=0)
 
 
-def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
+def test_micro_batches_and_checkpointing_give_the_same_step() -> None:
     whole, cut, checkpointed = new_trainer(), new_trainer(), new_trainer(checkpointing=True)
     first = whole.train([batch(0)])
     halves = batch(0)
@@ -273,7 +230,7 @@ def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
 
 
 def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
-    (reference,) = pictures([7]).movedim(1, -1)
+    (reference,) = pictures([7])
     settings = GenerationSettings(steps=2, resolution=64)
 
     def train(draws: bool) -> tuple[Trainer, list[torch.Tensor]]:
@@ -294,87 +251,3 @@ def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
     assert torch.equal(weights(drawing), weights(straight))
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-
-
-def test_training_that_was_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
-    straight, stopped = new_trainer(), new_trainer()
-    batches = [[batch(step)] for step in range(SETTINGS.steps)]
-    losses = [progress.loss for progress in run(straight, batches, tmp_path / "straight", every=100)]
-    assert len(losses) == SETTINGS.steps
-    # Stopped after a step that no checkpoint was written for.
-    first = [progress.loss for progress in run(stopped, batches[:5], tmp_path / "stopped", every=2)]
-    assert first == losses[:5]
-
-    resumed = new_trainer()
-    assert resume(resumed, tmp_path / "stopped") == 4
-    rest = [progress.loss for progress in run(resumed, batches[4:], tmp_path / "stopped", every=2)]
-    assert rest == losses[4:]
-    assert torch.equal(weights(resumed), weights(straight))
-    for ours, theirs in zip(
-        resumed.averaged_adapter().parameters(), straight.averaged_adapter().parameters(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-def train_to_the_end(folder: Path) -> None:
-    """Also in a process of its own, which may be killed."""
-    trainer = new_trainer(settings=replace(SETTINGS, steps=12))
-    done = resume(trainer, folder)
-    for _ in run(trainer, ([batch(step)] for step in range(done, 12)), folder, every=1):
-        pass
-
-
-def test_training_that_is_killed_at_any_moment_ends_as_if_it_were_not(tmp_path: Path) -> None:
-    train_to_the_end(tmp_path / "straight")
-    random = Random(1)
-    folder = str(tmp_path / "killed")
-    script = "from support import pack; import pathlib; from host import test_training as t; "
-    script += f"t.train_to_the_end(pathlib.Path({folder!r}))"
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
-        before = newest_checkpoint(tmp_path / "killed")
-        while newest_checkpoint(tmp_path / "killed") == before and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.5))
-        process.kill()
-        process.wait()
-    train_to_the_end(tmp_path / "killed")
-
-    straight, killed = load_checkpoint(tmp_path / "straight"), load_checkpoint(tmp_path / "killed")
-    assert straight
-    assert killed
-    assert killed["step"] == 12
-    for name, tensor in straight["adapter"].items():
-        assert torch.equal(killed["adapter"][name], tensor)
-
-
-def test_a_loss_that_is_no_number_stops_training_and_changes_nothing(tmp_path: Path) -> None:
-    trainer = new_trainer()
-    bad = batch(2)
-    bad.targets[0] = float("nan")
-    steps = run(trainer, [[batch(0)], [batch(1)], [bad]], tmp_path, every=2)
-    next(steps), next(steps)
-    before = weights(trainer)
-    with pytest.raises(DreamCacheError, match=r"loss of step 3 is not a number: resume from step_000000002.checkpoint"):
-        next(steps)
-    assert torch.equal(weights(trainer), before)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]).returncode:
-        pytest.skip("only root can mount a disk")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Path) -> None:
-    save_checkpoint(small_disk, {"step": 1, "tensor": torch.zeros(100_000)})
-    with pytest.raises(DreamCacheError, match=r"disk of .* is full .* resume from step_000000001.checkpoint"):
-        save_checkpoint(small_disk, {"step": 2, "tensor": torch.zeros(400_000)})
-    state = load_checkpoint(small_disk)
-    assert state
-    assert state["step"] == 1
-    with pytest.raises(DreamCacheError, match=r"has 1 MB left and training needs 12 MB"):
-        resume(new_trainer(), small_disk)

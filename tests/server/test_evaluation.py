@@ -12,14 +12,15 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.evaluate import draw_all
 from dreamcache.dreamcache_core.evaluation.generated_images import plan_images
 from dreamcache.dreamcache_core.evaluation.measurement import measure_images
 from dreamcache.dreamcache_core.evaluation.metrics import MetricNetworks, SubjectMetrics
 from dreamcache.dreamcache_core.evaluation.results import save_evaluation
 from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image, open_subjects
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.nodes.host import encoders
-from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
+from dreamcache.nodes.host.evaluate_command import draw_all
+from dreamcache.nodes.host.generation import generate_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
+from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
-from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
+from dreamcache.nodes.host.generation import generate_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from harness import environment
 from PIL import Image

@@ -61,7 +61,7 @@ def text(result: Result) -> str:
 
 
 def pixels(path: Path) -> torch.Tensor:
-    return to_tensor(Image.open(path).convert("RGB")).movedim(-1, 0)
+    return to_tensor(Image.open(path).convert("RGB"))
 
 
 def test_what_a_graph_saves_is_what_is_trained_on(server: ComfyUIServer, pictures: list[Path], tmp_path: Path) -> None:

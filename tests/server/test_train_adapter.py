@@ -217,4 +217,4 @@ def test_a_training_that_goes_on_with_other_settings(server: ComfyUIServer) -> N
     scene = Scene(server)
     message = failure(lambda: scene.sample(scene.apply(scene.model, adapter=scene.train("settled", batch=4))))
     assert 'The training "settled" was begun with batch 2 and now it is 4' in message
-    assert "take another name to begin anew" in message
+    assert "take another name to begin a new training" in message

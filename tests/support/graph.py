@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
-from dreamcache.dreamcache_core.training.triplet_files import save_sample
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from harness.comfyui_server import ComfyUIServer, Prompt, WorkflowError
@@ -134,7 +134,7 @@ def triplets_folder(server: ComfyUIServer) -> Path:
             picture = Image.open(PHOTOGRAPH).crop((left, 0, left + 360, 360)).resize((96, 96))
             mask = Image.new("L", picture.size, 0)
             mask.paste(255, (10, 5, 80, 90))
-            save_sample(folder, {"generation": picture, "mask": mask}, f"a cup, {left} pixels from the left")
+            save_triplet(folder, {"generation": picture, "mask": mask}, f"a cup, {left} pixels from the left")
     return folder
 
 

@@ -1,6 +1,7 @@
-"""Train a miniature, in as many processes as a launcher starts.
+"""A training of a miniature in the processes of a launcher.
 
-Run in tests/ as `python -m support.train_together TRIPLETS OUTPUT STEPS`.
+Run in tests/ as `python -m support.train_together TRIPLETS OUTPUT STEPS STOP`. Only the second process is asked to
+stop, after step STOP. Checkpoints come at the end alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from support import pack  # noqa: F401
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.processes import Processes, join_processes
-from dreamcache.dreamcache_core.training.session import resume, run
+from dreamcache.dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.training.trainer import Trainer
 from dreamcache.dreamcache_core.training.triplets import open_triplets
@@ -38,23 +40,32 @@ def new_adapter(model: ModelPatcher) -> Adapter:
     return adapter
 
 
-def train(triplets: Path, output: Path, steps: int, processes: Processes) -> None:
+def train(triplets: Path, output: Path, steps: int, processes: Processes, stop: int = 0) -> None:
     settings = replace(SETTINGS, steps=steps)
     model = models.unet_patcher("sd15")
     adapter = new_adapter(model)
     base = ComfyUIBase(model, models.vae(), models.clip("sd15"), adapter)
     base.load()
-    trainer = Trainer(base, adapter, settings, processes.average)
+    origin = Origin(base.weights_hash, UNTRAINED, triplets.name, settings.batch, resolution=64, seed=settings.seed)
+    session = TrainingSession(
+        Trainer(base, adapter, settings, processes.average),
+        TrainingFolder(output),
+        origin,
+        triplets=6,
+        checkpoint_every=100,
+        processes=processes,
+    )
     batches = make_batches(
         open_triplets(triplets),
         settings,
         resolution=64,
-        first_step=resume(trainer, output),
+        first_step=session.step,
         process=processes.index,
         processes=processes.count,
     )
-    collections.deque(run(trainer, batches, output, every=1, save=processes.is_main), maxlen=0)
+    steps_taken = session.run(batches, is_stop_requested=lambda: processes.index == 1 and session.step == stop)
+    collections.deque(steps_taken, maxlen=0)
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), join_processes(cpu=True))
+    train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), join_processes(cpu=True), int(sys.argv[4]))

@@ -1,0 +1,114 @@
+"""The training command: trains an adapter on a checkpoint that ComfyUI loads, without a graph."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+
+from ...dreamcache_core.adapter.network import untrained_adapter
+from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.generation import GenerationSettings
+from ...dreamcache_core.io.disk_cache import DiskCache
+from ...dreamcache_core.training.batches import make_batches
+from ...dreamcache_core.training.estimate import describe, measure
+from ...dreamcache_core.training.log import ConsoleLog, TensorBoardLog
+from ...dreamcache_core.training.options import settings_of
+from ...dreamcache_core.training.output_folder import TrainingFolder
+from ...dreamcache_core.training.processes import Processes
+from ...dreamcache_core.training.session import UNTRAINED, Listener, Origin, TrainingSession
+from ...dreamcache_core.training.settings import PRECISIONS
+from ...dreamcache_core.training.stopping import stop_requests
+from ...dreamcache_core.training.trainer import Trainer
+from ...dreamcache_core.training.triplets import Triplets, open_triplets
+from .base_model import structure_of
+from .frozen_base import ComfyUIBase
+from .generation import SampleSheet, choose_samples
+
+
+def train(options: argparse.Namespace, processes: Processes) -> None:
+    """Train to the last step, or until SIGINT or SIGTERM, which end the process with a sentence.
+
+    `options`: as training/options.py reads them. Raises DreamCacheError.
+    """
+    try:
+        _train(options, processes)
+    except KeyboardInterrupt:
+        sys.exit("Stopped: the same command resumes from the last checkpoint.")
+
+
+def _train(options: argparse.Namespace, processes: Processes) -> None:
+    settings, say = settings_of(options), processes.say
+    triplets = open_triplets(options.data)
+    say(triplets.description)
+    say(f"Loading {options.checkpoint} …")
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    adapter = untrained_adapter(structure_of(model), settings.seed).to(model.load_device)
+    together = f", trained by {processes.count} processes" if processes.count > 1 else ""
+    say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
+    say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
+    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
+    base = ComfyUIBase(
+        model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
+    )
+    base.load()
+    trainer = Trainer(base, adapter, settings, processes.average)
+    batches = partial(
+        make_batches,
+        triplets,
+        settings,
+        options.resolution,
+        micro_batches=options.parts,
+        process=processes.index,
+        processes=processes.count,
+        workers=options.workers,
+    )
+    if options.dry_run:
+        say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
+        return
+    folder = TrainingFolder(options.output)
+    session = TrainingSession(
+        trainer,
+        folder,
+        Origin(
+            base_hash=base.weights_hash,
+            adapter=UNTRAINED,
+            folder=str(options.data.resolve()),
+            batch=settings.batch,
+            resolution=options.resolution,
+            seed=settings.seed,
+        ),
+        triplets=len(triplets),
+        checkpoint_every=options.every,
+        sample_every=options.sample_every,
+        generate_samples=_sample_sheet(options, triplets, model, clip, vae).draw if options.sample_every else None,
+        write_adapter=True,
+        processes=processes,
+    )
+    if session.step:
+        say(f"Resuming after step {session.step:,}.")
+    listeners: list[Listener] = [ConsoleLog(settings.steps)]
+    if options.tensorboard and processes.is_main:
+        listeners.append(TensorBoardLog(folder.logs, session.step))
+    with stop_requests() as is_stop_requested:
+        for _ in session.run(batches(first_step=session.step), listeners, is_stop_requested):
+            pass
+    if session.step < settings.steps:
+        sys.exit(f"Stopped after step {session.step:,}: the same command resumes there." if processes.is_main else 1)
+    say(f"The adapter is {folder.adapter_path.resolve()}.")
+
+
+def _sample_sheet(
+    options: argparse.Namespace, triplets: Triplets, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE
+) -> SampleSheet:
+    """The samples of `--sample-prompts`, or of some triplets' own prompts."""
+    prompts: list[str] = []
+    if options.sample_prompts:
+        if not options.sample_prompts.is_file():
+            raise DreamCacheError(f"{options.sample_prompts} is not there: give a text file with a prompt a line.")
+        prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines()
+    settings = GenerationSettings(steps=options.sample_steps, resolution=options.resolution)
+    return SampleSheet(model, clip, vae, *choose_samples(triplets, prompts, options.resolution), settings)
