@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         triplets=len(triplets),
         checkpoint_every=options.every,
         sample_every=options.sample_every,
-        generate_samples=_sample_sheet(options, triplets, model, clip, vae).draw if options.sample_every else None,
+        generate_samples=_sample_sheet(options, triplets, model, clip, vae).generate if options.sample_every else None,
         write_adapter=True,
         processes=processes,
     )
