@@ -1,4 +1,4 @@
-"""The tasks of this repository. `nox --list` shows them; what follows `--` goes to the task: `nox -s tests -- -k apply`.
+"""The tasks of this repository: `nox --list` shows them. Arguments go after `--`, as in `nox -s tests -- -k apply`.
 
 Each task runs a script, which makes the development environment in `.dev/` the first time. So nox makes none.
 """
