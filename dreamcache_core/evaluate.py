@@ -24,9 +24,11 @@ import torch
 
 from .adapter.file import load_adapter
 from .errors import DreamCacheError
-from .evaluation.metrics import Yardsticks
-from .evaluation.results import Drawing, measure_drawings, plan_drawings, save_drawing, save_evaluation, to_table
-from .evaluation.subjects import Subject, load_picture, open_subjects
+from .evaluation.generated_images import GeneratedImage, plan_images, save_image
+from .evaluation.measurement import measure_images
+from .evaluation.metrics import MetricNetworks
+from .evaluation.results import save_evaluation, to_table
+from .evaluation.subjects import Subject, load_masked_image, open_subjects
 from .io.tensor_file import name_and_hash
 from .reference.image import subject_on_white
 from .train import import_pack
@@ -50,41 +52,41 @@ def evaluate(options: argparse.Namespace) -> None:
 def _draw(options: argparse.Namespace) -> None:
     import comfy.sd
 
-    from ..nodes.host.generation import SampleSettings, draw_samples
+    from ..nodes.host.generation import GenerationSettings, generate_samples
     from ..nodes.host.patching.injection import wrap_for_sampling
 
     subjects = open_subjects(options.subjects)
     described = {name: getattr(options, name) for name in _SAMPLE_SETTINGS}
-    settings = SampleSettings(**described)
+    settings = GenerationSettings(**described)
     described |= {"checkpoint": name_and_hash(options.checkpoint), "adapter": name_and_hash(options.adapter)}
-    drawings = plan_drawings(subjects, options.seeds, options.pictures, described)
+    drawings = plan_images(subjects, options.seeds, options.pictures, described)
     print(f"{len(drawings):,} pictures of {len(subjects)} subjects are to be drawn.", flush=True)
     if not drawings:
         return
     adapter = wrap_for_sampling(load_adapter(options.adapter).adapter)
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
-    draw = partial(draw_samples, model, clip, vae, adapter)
+    draw = partial(generate_samples, model, clip, vae, adapter)
     drawn = draw_all(drawings, subjects, options.pictures, settings, draw)
     for done, drawing in enumerate(drawn, start=1):
         print(f"{done:,} of {len(drawings):,}: {drawing.file}, {drawing.prompt}", flush=True)
 
 
 def draw_all(
-    drawings: Sequence[Drawing],
+    drawings: Sequence[GeneratedImage],
     subjects: Sequence[Subject],
     folder: Path,
     settings: Any,
     draw: Callable[..., Iterable[torch.Tensor]],
-) -> Iterator[Drawing]:
+) -> Iterator[GeneratedImage]:
     """Draw, and save, pictures into a folder: each subject's from its first reference, cut out if it has a mask.
 
-    `settings`: nodes.samples.SampleSettings, but for the seed. `draw`: gives pictures of prompts, references and
-    settings, as nodes.samples.draw_samples does with a model.
+    `settings`: nodes.samples.GenerationSettings, but for the seed. `draw`: gives pictures of prompts, references and
+    settings, as nodes.samples.generate_samples does with a model.
     """
     references = {subject.name: subject.references[0] for subject in subjects}
     for (subject, seed), group in itertools.groupby(drawings, key=lambda drawing: (drawing.subject, drawing.seed)):
         same = list(group)
-        picture = load_picture(references[subject])
+        picture = load_masked_image(references[subject])
         reference = picture.image
         if picture.mask is not None:
             (reference,) = subject_on_white(reference.unsqueeze(0), picture.mask.unsqueeze(0), settings.resolution)
@@ -92,7 +94,7 @@ def draw_all(
         seeded = dataclasses.replace(settings, seed=seed)
         images = draw(prompts, [reference] * len(same), seeded)
         for drawing, image in zip(same, images, strict=True):
-            save_drawing(folder, drawing, image)
+            save_image(folder, drawing, image)
             yield drawing
 
 
@@ -104,22 +106,22 @@ def _measure(options: argparse.Namespace) -> None:
     if options.clip_text and not options.clip:
         raise DreamCacheError("A text encoder alone compares no pictures with prompts: give --clip as well.")
     subjects = open_subjects(options.subjects)
-    clip = encoders.load_clip_images(_find(options.clip, "clip_vision")) if options.clip else None
+    clip = encoders.load_clip_image_encoder(_find(options.clip, "clip_vision")) if options.clip else None
     prompts = None
     if clip:
         file = options.clip_text or options.clip
-        prompts = encoders.load_clip_prompts(_find(file, "text_encoders", "clip_vision"), clip)
+        prompts = encoders.load_clip_text_encoder(_find(file, "text_encoders", "clip_vision"), clip)
         if not prompts:
             print(f"Without CLIP-T, for {file} holds no text encoder: --clip-text takes one from another file.")
-    yardsticks = Yardsticks(
+    yardsticks = MetricNetworks(
         dino=encoders.load_dino(_find(options.dino, "clip_vision")) if options.dino else None,
-        clip=clip,
-        prompts=prompts,
+        clip_image=clip,
+        clip_text=prompts,
     )
     find_mask = None
     if options.background_removal:
         find_mask = encoders.load_mask_finder(_find(options.background_removal, "background_removal"))
-    evaluation = measure_drawings(
+    evaluation = measure_images(
         options.pictures,
         subjects,
         yardsticks,

@@ -117,7 +117,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
             trained = trainer.finished_adapter(base.weights_hash, len(triplets))
             save_adapter(options.output / "adapter.safetensors", trained)
         if sheet and (progress.step % options.sample_every == 0 or last):
-            log.add_sheet(sheet.draw(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
+            log.add_sheet(sheet.generate(trainer.averaged_adapter(), f"step {progress.step:,}"), progress.step)
             base.load()
     log.close()
     say(f"The adapter is {(options.output / 'adapter.safetensors').resolve()}.")
@@ -125,15 +125,15 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
 def _sample_sheet(options: argparse.Namespace, triplets: Triplets, model: Any, clip: Any, vae: Any) -> Any:
     """Of the prompts of a file, or of some of the data, each with a reference of the data."""
-    from ..nodes.host.generation import SampleSettings, SampleSheet, to_sample
+    from ..nodes.host.generation import GenerationSettings, SampleSheet, choose_samples
 
     prompts: list[str] = []
     if options.sample_prompts:
         if not options.sample_prompts.is_file():
             raise DreamCacheError(f"{options.sample_prompts} is not there: give a text file with a prompt a line.")
         prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines()
-    settings = SampleSettings(steps=options.sample_steps, resolution=options.resolution)
-    return SampleSheet(model, clip, vae, *to_sample(triplets, prompts, options.resolution), settings)
+    settings = GenerationSettings(steps=options.sample_steps, resolution=options.resolution)
+    return SampleSheet(model, clip, vae, *choose_samples(triplets, prompts, options.resolution), settings)
 
 
 _SETTINGS = dataclasses.fields(TrainingSettings)

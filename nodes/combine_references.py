@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.io.numbers import read_numbers
+from ..dreamcache_core.io.numbers import parse_numbers
 from ..dreamcache_core.reference.combining import average, combine
 from .schema import CATEGORY, ReferenceCacheType
 
@@ -71,7 +71,7 @@ class DreamCacheCombineReferences(io.ComfyNode):
 
 
 def _read_strengths(text: str, count: int) -> list[float]:
-    strengths = read_numbers(text, 0, MAX_STRENGTH)
+    strengths = parse_numbers(text, 0, MAX_STRENGTH)
     if strengths is None:
         raise DreamCacheError(
             f'"{text}" is no list of strengths: write numbers from 0 to {MAX_STRENGTH:g} with commas between, such as '

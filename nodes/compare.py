@@ -1,4 +1,4 @@
-"""DreamCache Compare: pictures of every combination of some settings, in a table."""
+"""DreamCache Compare: a table of images, one for each combination of several settings' values."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from PIL import Image
 from typing_extensions import override
 
 from ..dreamcache_core.adapter.strengths import Strengths
-from ..dreamcache_core.figures.comparison import compare, read_values
+from ..dreamcache_core.figures.comparison import make_comparison, parse_values
 from ..dreamcache_core.figures.contact_sheet import contact_sheet
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
 from .host.base_model import check_vae
-from .host.generation import SampleSettings, draw
+from .host.generation import GenerationSettings, generate
 from .host.inputs import as_region
 from .host.node_text import show_text
 from .host.patching.injection import AnyAdapter, Rows
 from .schema import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType, rows_input
 
-# What may have several values: as an input gives it, from, to, whether in whole numbers, and what it is.
+# The settings that can be compared: name → (default, minimum, maximum, whether whole, the tooltip's beginning).
 _COMPARED: dict[str, tuple[str, float, float, bool, str]] = {
     "strength": ("0, 0.5, 1", 0, 2, False, "How much of the reference enters."),
     "image_guidance": ("1, 2", 0, 10, False, "How far to push towards the reference."),
@@ -118,15 +118,15 @@ class DreamCacheCompare(io.ComfyNode):
         **compared: str,
     ) -> io.NodeOutput:
         check_vae(vae, model)
-        comparison = compare(
+        comparison = make_comparison(
             {
-                name: read_values(name, compared[name], low, high, whole)
+                name: parse_values(name, compared[name], low, high, whole)
                 for name, (_, low, high, whole, _) in _COMPARED.items()
             }
         )
-        plain = SampleSettings(sampler=sampler_name, scheduler=scheduler, denoise=denoise)
-        table = [[_effective(plain, {**row, **column}) for column in comparison.columns] for row in comparison.rows]
-        how = {
+        shared = GenerationSettings(sampler=sampler_name, scheduler=scheduler, denoise=denoise)
+        table = [[_effective(shared, {**row, **column}) for column in comparison.columns] for row in comparison.rows]
+        fields = {
             "rows": rows,
             "region": as_region(region),
             "strengths": strengths or Strengths(),
@@ -139,31 +139,34 @@ class DreamCacheCompare(io.ComfyNode):
         ]
 
         def sheet() -> Image.Image:
+            """The table so far. Each latent of the batch has a row of its own."""
             cells = [
-                [to_image(drawn[settings][number]) if settings in drawn else None for settings in row]
+                [to_image(generated[settings][index]) if settings in generated else None for settings in row]
                 for row in table
-                for number in range(batch)
+                for index in range(batch)
             ]
             return contact_sheet(cells, labels, comparison.column_labels, cell_size)
 
-        drawn: dict[SampleSettings, torch.Tensor] = {}
+        generated: dict[GenerationSettings, torch.Tensor] = {}
         different = list(dict.fromkeys(settings for row in table for settings in row))
         bar = comfy.utils.ProgressBar(sum(settings.steps for settings in different))
         for number, settings in enumerate(different, start=1):
             show_text(cls, f"picture {number} of {len(different)}")
-            reading = settings.inject(model, adapter, reference_cache, **how)
-            drawn[settings] = draw(
-                reading, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)
+            injected = settings.inject(model, adapter, reference_cache, **fields)
+            generated[settings] = generate(
+                injected, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)
             )
             bar.update_absolute(bar.current, preview=("JPEG", sheet(), None))
         grid = to_tensor(sheet()).unsqueeze(0)
-        images = torch.cat([drawn[settings] for row in table for settings in row])
+        images = torch.cat([generated[settings] for row in table for settings in row])
         return io.NodeOutput(grid, images, ui=ui.PreviewImage(grid, cls=cls))
 
 
-def _effective(plain: SampleSettings, values: dict[str, Any]) -> SampleSettings:
-    """The settings without what makes no difference at a strength of 0, so that nothing is drawn twice."""
-    settings = replace(plain, **values)
+def _effective(shared: GenerationSettings, values: dict[str, Any]) -> GenerationSettings:
+    """`shared` with these values. At a strength of 0, values without effect are reset, so that cells with the same
+    image share their settings and the image is generated once.
+    """
+    settings = replace(shared, **values)
     if settings.strength:
         return settings
     return replace(settings, image_guidance=1.0, start_percent=0.0, end_percent=1.0)

@@ -1,4 +1,4 @@
-"""DreamCache Demo Model: a small trained model and its adapter, which lie beside this file."""
+"""DreamCache Demo Model: a small trained model and its adapter, from files that come with the pack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..dreamcache_core.adapter.file import load_adapter
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.evaluation.subjects import load_picture
+from ..dreamcache_core.evaluation.subjects import load_masked_image
 from ..dreamcache_core.io.tensor_file import Header, read_header, read_tensors
 from .host.demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
 from .host.patching.injection import wrap_for_sampling
@@ -53,16 +53,19 @@ class DreamCacheDemoModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         networks = load_networks()
         adapter = wrap_for_sampling(_read(FOLDER / ADAPTER_FILE, load_adapter).adapter)
-        subject = _read(FOLDER / SUBJECT_FILE, load_picture)
-        assert subject.mask is not None  # It lies beside the picture.
-        pictures = subject.image.unsqueeze(0), subject.mask.unsqueeze(0)
-        return io.NodeOutput(networks.model, networks.clip, networks.vae, adapter, *pictures)
+        subject = _read(FOLDER / SUBJECT_FILE, load_masked_image)
+        assert subject.mask is not None  # The pack has a mask beside the image.
+        image, mask = subject.image.unsqueeze(0), subject.mask.unsqueeze(0)
+        return io.NodeOutput(networks.model, networks.clip, networks.vae, adapter, image, mask)
 
 
 def load_networks(disable_dynamic: bool = False) -> DemoNetworks:
-    """Raises DreamCacheError if the file is missing or damaged."""
-    header, networks = _read(FOLDER / MODEL_FILE, lambda path: _networks(path, disable_dynamic))
-    # Of this model alone: the classes are those of SD1.5, whose latents have other colours.
+    """Load the demo model's networks. `disable_dynamic`: without dynamic VRAM.
+
+    Raises DreamCacheError if the file is missing or damaged.
+    """
+    header, networks = _read(FOLDER / MODEL_FILE, lambda path: _load(path, disable_dynamic))
+    # Previews of the demo model's latents need other factors than SD1.5's, whose class it has.
     latent_format = networks.model.model.latent_format
     latent_format.latent_rgb_factors = header["rgb_factors"]
     latent_format.taesd_decoder_name = None
@@ -72,11 +75,12 @@ def load_networks(disable_dynamic: bool = False) -> DemoNetworks:
 
 
 def _load_patcher(part: str, disable_dynamic: bool = False) -> ModelPatcher:
-    """How ComfyUI makes a part of the model anew: for another GPU, or to be kept in memory as a whole."""
+    """Load one part again. ComfyUI calls this to put a copy on another GPU, or to have one without dynamic VRAM."""
     return load_networks(disable_dynamic).patchers[part]
 
 
-def _networks(path: Path, disable_dynamic: bool) -> tuple[Header, DemoNetworks]:
+def _load(path: Path, disable_dynamic: bool) -> tuple[Header, DemoNetworks]:
+    """Header and networks of the model's file."""
     metadata, tensors = read_tensors(path)
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is None:
@@ -85,6 +89,7 @@ def _networks(path: Path, disable_dynamic: bool) -> tuple[Header, DemoNetworks]:
 
 
 def _read(path: Path, read: Callable[[Path], _Content]) -> _Content:
+    """Read one of the pack's own files. Raises DreamCacheError with advice for a broken installation."""
     try:
         return read(path)
     except DreamCacheError as error:

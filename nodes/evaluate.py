@@ -1,4 +1,4 @@
-"""DreamCache Evaluate: how like its subject, and how true to its prompt, what a graph draws is."""
+"""DreamCache Evaluate: DINO, CLIP-I and CLIP-T of images that a graph has generated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.evaluation.metrics import METRICS, Picture, SubjectMeasure, Yardsticks, mean_scores
-from ..dreamcache_core.evaluation.results import describe_scores
+from ..dreamcache_core.evaluation.metrics import (
+    METRICS,
+    MaskedImage,
+    MetricNetworks,
+    SubjectMetrics,
+    describe_scores,
+    mean_scores,
+)
 from ..dreamcache_core.figures.contact_sheet import contact_sheet
 from ..dreamcache_core.io.images import to_image, to_tensor
 from .host import encoders
-from .host.inputs import check_masks, in_colours, masks_of
+from .host.inputs import check_masks, fit_masks, to_rgb
 from .schema import TRAINING_CATEGORY
 
 FOLDER = "clip_vision"
@@ -103,16 +109,19 @@ class DreamCacheEvaluate(io.ComfyNode):
         mask: torch.Tensor | None = None,
         reference_mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        images, references = _pictures(image, mask, "images"), _pictures(reference, reference_mask, "references")
+        images, references = (
+            _masked_images(image, mask, "images"),
+            _masked_images(reference, reference_mask, "references"),
+        )
         prompts = _prompts(prompt, len(images))
-        yardsticks = _yardsticks(dino, clip_vision, clip, prompt)
-        measure = SubjectMeasure(yardsticks, references)
-        scores = [measure.measure(picture, one) for picture, one in zip(images, prompts, strict=True)]
+        networks = _metric_networks(dino, clip_vision, clip, prompt)
+        metrics = SubjectMetrics(networks, references)
+        scores = [metrics.measure(generated, one) for generated, one in zip(images, prompts, strict=True)]
         mean = mean_scores(scores)
-        lines = [describe_scores(mean), *(f"{metric}: {text}" for metric, text in yardsticks.descriptions.items())]
-        rows = [("reference", picture) for picture in references]
-        rows += [(describe_scores(one), picture) for one, picture in zip(scores, images, strict=True)]
-        sheet = contact_sheet([[to_image(picture.image)] for _, picture in rows], [label for label, _ in rows], [""])
+        lines = [describe_scores(mean), *(f"{metric}: {text}" for metric, text in networks.descriptions.items())]
+        rows = [("reference", masked) for masked in references]
+        rows += [(describe_scores(one), masked) for one, masked in zip(scores, images, strict=True)]
+        sheet = contact_sheet([[to_image(masked.image)] for _, masked in rows], [label for label, _ in rows], [""])
         return io.NodeOutput(
             "\n".join(lines), *(mean.get(metric, math.nan) for metric in METRICS), to_tensor(sheet).unsqueeze(0)
         )
@@ -122,14 +131,14 @@ def _name(metric: str) -> str:
     return metric.lower().replace("-", "_").replace(" ", "_")
 
 
-def _pictures(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[Picture]:
+def _masked_images(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[MaskedImage]:
     if not len(image):
         raise DreamCacheError(f"The batch of {what} is empty, so there is nothing to measure: connect some.")
-    image = in_colours(image)
+    image = to_rgb(image)
     if mask is None:
-        return [Picture(picture) for picture in image]
+        return [MaskedImage(pixels) for pixels in image]
     check_masks(mask, len(image), what)
-    return [Picture(picture, subject) for picture, subject in zip(image, masks_of(image, mask), strict=True)]
+    return [MaskedImage(pixels, subject) for pixels, subject in zip(image, fit_masks(image, mask), strict=True)]
 
 
 def _prompts(text: str, count: int) -> list[str]:
@@ -141,16 +150,18 @@ def _prompts(text: str, count: int) -> list[str]:
     return lines * count if len(lines) == 1 else lines
 
 
-def _yardsticks(dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str) -> Yardsticks:
+def _metric_networks(
+    dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str
+) -> MetricNetworks:
     if dino == NONE and clip_vision is None:
         raise DreamCacheError("There is nothing to measure with: choose a DINO, or connect Load CLIP Vision.")
     if clip is not None and clip_vision is None:
         raise DreamCacheError("CLIP alone compares no images with prompts: connect Load CLIP Vision as well.")
     if clip is not None and not prompt.strip():
         raise DreamCacheError("The prompt is empty, so there is nothing to compare: write it, or disconnect the CLIP.")
-    images = encoders.clip_images(clip_vision) if clip_vision else None
-    return Yardsticks(
+    clip_image = encoders.clip_image_encoder(clip_vision) if clip_vision else None
+    return MetricNetworks(
         dino=None if dino == NONE else encoders.load_dino(Path(folder_paths.get_full_path_or_raise(FOLDER, dino))),
-        clip=images,
-        prompts=encoders.TextEncoder(clip, images) if clip and images else None,
+        clip_image=clip_image,
+        clip_text=encoders.ClipTextEncoder(clip, clip_image) if clip and clip_image else None,
     )

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.reference.file import load_references
-from .host.folders import REFERENCES, no_such_file
+from .host.folders import REFERENCES, missing_file_message
 from .schema import CATEGORY, ReferenceCacheType
 
 
@@ -45,7 +45,7 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
     def validate_inputs(cls, reference_name: str) -> bool | str:
         if folder_paths.get_full_path(REFERENCES, reference_name):
             return True
-        return no_such_file(REFERENCES, reference_name, "reference")
+        return missing_file_message(REFERENCES, reference_name, "reference")
 
     @classmethod
     @override

@@ -1,4 +1,4 @@
-"""DreamCache Preview Attention: where a model looks in its references while it draws."""
+"""DreamCache Preview Attention: which places in the references each part of an image attends to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.figures.attention_sheet import Look, attention_sheet
+from ..dreamcache_core.figures.attention_sheet import ReferenceAttention, attention_sheet
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.image import resize_to_area
 from ..dreamcache_core.unet import group_of
 from .host.base_model import check_vae
-from .host.inputs import as_region, check_masks, in_colours
+from .host.inputs import as_region, check_masks, to_rgb
 from .host.patching.attention_probe import AttentionProbe, probe_attention
 from .host.patching.injection import injections_on
 from .schema import CATEGORY
@@ -108,19 +108,19 @@ class DreamCachePreviewAttention(io.ComfyNode):
         if not len(image):
             raise DreamCacheError("The image batch is empty, so there is nothing to look at: connect a picture.")
         check_vae(vae, model)
-        image = resize_to_area(in_colours(image), 0)
+        image = resize_to_area(to_rgb(image), 0)
         latent = vae.encode(image)
         noise = comfy.sample.prepare_noise(latent, seed)
         region = as_region(region)
         if region is not None:
             check_masks(region, len(image))
-        looks: list[list[Look]] = [[] for _ in image]
+        attention: list[list[ReferenceAttention]] = [[] for _ in image]
         bar = comfy.utils.ProgressBar(noise_levels)
         for level in range(noise_levels):
             progress = start_percent + (end_percent - start_percent) * (level + 0.5) / noise_levels
             probe = probe_attention(model, latent, noise, positive, progress, region)
-            for number, of_picture in enumerate(looks):
-                of_picture += _looks(model, probe, number, f"{progress:.0%} of sampling")
+            for latent_index, of_image in enumerate(attention):
+                of_image += _reference_attention(model, probe, latent_index, f"{progress:.0%} of sampling")
             bar.update(1)
         layers = {
             layer.name: f"{layer.name}, {group_of(layer, injection.cache.layers)}"
@@ -128,25 +128,27 @@ class DreamCachePreviewAttention(io.ComfyNode):
             for layer in injection.layers
         }
         sheets = [
-            to_tensor(attention_sheet(to_image(picture), of_picture, layers))
-            for picture, of_picture in zip(image, looks, strict=True)
+            to_tensor(attention_sheet(to_image(pixels), of_image, layers))
+            for pixels, of_image in zip(image, attention, strict=True)
         ]
         sheet = torch.stack(sheets)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-def _looks(model: ModelPatcher, probe: AttentionProbe, number: int, when: str) -> Iterator[Look]:
-    """Of each reference that a latent of the batch reads."""
+def _reference_attention(
+    model: ModelPatcher, probe: AttentionProbe, latent_index: int, noise_level: str
+) -> Iterator[ReferenceAttention]:
+    """The attention of one latent of the batch to each of its references. `noise_level`: in words, for labels."""
     injections = injections_on(model)
     for position, injection in enumerate(injections, start=1):
         finest = injection.layers[-1].name
         references = list(zip(injection.cache.images, injection.cache.kept(finest), strict=True))
-        numbers = [number] if injection.cache.per_latent else range(len(references))
-        maps = probe.maps(injection, number) or [{} for _ in numbers]
-        for one, of_reference in zip(numbers, maps, strict=True):
-            words = [when]
+        indices = [latent_index] if injection.cache.per_latent else range(len(references))
+        maps = probe.maps(injection, latent_index) or [{} for _ in indices]
+        for index, maps_by_layer in zip(indices, maps, strict=True):
+            label = [noise_level]
             if len(injections) > 1:
-                words.append(f"Apply DreamCache {position}")
+                label.append(f"Apply DreamCache {position}")
             if len(references) > 1:
-                words.append(f"reference {one + 1}")
-            yield Look(", ".join(words), *references[one], of_reference)
+                label.append(f"reference {index + 1}")
+            yield ReferenceAttention(", ".join(label), *references[index], maps_by_layer)

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from ..dreamcache_core.adapter.file import save_adapter
 from ..dreamcache_core.errors import DreamCacheError
-from .host.folders import ADAPTERS, is_inside, models_folder, outside, save_numbered
+from .host.folders import ADAPTERS, is_inside, models_folder, outside_message, save_numbered
 from .host.node_text import show_text
 from .host.patching.injection import AnyAdapter, unfused
 from .schema import TRAINING_CATEGORY, AdapterType
@@ -54,14 +54,14 @@ class DreamCacheSaveAdapter(io.ComfyNode):
         folder = models_folder(ADAPTERS)
         if filename_prefix is None or is_inside(folder, filename_prefix):
             return True
-        return outside(folder, filename_prefix, _EXAMPLE)
+        return outside_message(folder, filename_prefix, _EXAMPLE)
 
     @classmethod
     @override
     def execute(cls, adapter: AnyAdapter, filename_prefix: str, precision: str) -> io.NodeOutput:
         folder = models_folder(ADAPTERS)
         if not is_inside(folder, filename_prefix):
-            raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
+            raise DreamCacheError(outside_message(folder, filename_prefix, _EXAMPLE))
         path = save_numbered(
             folder, filename_prefix, lambda path: save_adapter(path, unfused(adapter), PRECISIONS[precision])
         )

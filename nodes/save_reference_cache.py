@@ -15,7 +15,7 @@ from ..dreamcache_core.io.images import to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
 from ..dreamcache_core.reference.file import THUMBNAIL_SIZE, Precision, save_references
 from ..dreamcache_core.unet import DEFAULT_STAGES, STAGES
-from .host.folders import REFERENCES, is_inside, models_folder, outside, save_numbered
+from .host.folders import REFERENCES, is_inside, models_folder, outside_message, save_numbered
 from .host.node_text import show_text
 from .schema import CATEGORY, ReferenceCacheType
 
@@ -69,7 +69,7 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
         folder = models_folder(REFERENCES)
         if filename_prefix is None or is_inside(folder, filename_prefix):
             return True
-        return outside(folder, filename_prefix, _EXAMPLE)
+        return outside_message(folder, filename_prefix, _EXAMPLE)
 
     @classmethod
     @override
@@ -78,7 +78,7 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
     ) -> io.NodeOutput:
         folder = models_folder(REFERENCES)
         if not is_inside(folder, filename_prefix):
-            raise DreamCacheError(outside(folder, filename_prefix, _EXAMPLE))
+            raise DreamCacheError(outside_message(folder, filename_prefix, _EXAMPLE))
         saved = []
 
         def write(path: Path) -> None:

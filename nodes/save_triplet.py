@@ -13,7 +13,7 @@ from ..dreamcache_core.io.images import to_image
 from ..dreamcache_core.reference.image import subject_box
 from ..dreamcache_core.training.triplet_files import save_sample
 from .host.folders import is_inside, output_folder
-from .host.inputs import check_masks, in_colours, masks_of
+from .host.inputs import check_masks, fit_masks, to_rgb
 from .host.node_text import show_text
 from .schema import TRAINING_CATEGORY
 
@@ -106,8 +106,8 @@ def _save(
     Those are left out rather than refused: one failure of the background's removal would stop a night's queue.
     """
     saved, skipped = [], []
-    image, mask = in_colours(image), masks_of(image, mask)
-    references = None if reference is None else in_colours(reference).expand(len(image), -1, -1, -1)
+    image, mask = to_rgb(image), fit_masks(image, mask)
+    references = None if reference is None else to_rgb(reference).expand(len(image), -1, -1, -1)
     for number, (picture, subject) in enumerate(zip(image, mask, strict=True)):
         if subject_box(subject) is None:
             skipped.append(number + 1)

@@ -18,7 +18,7 @@ from typing_extensions import override
 from ..dreamcache_core.adapter.network import Adapter, untrained_adapter
 from ..dreamcache_core.adapter.provenance import hash_weights
 from ..dreamcache_core.errors import DreamCacheError
-from ..dreamcache_core.figures.loss_curve import draw_loss_curve
+from ..dreamcache_core.figures.loss_curve import plot_loss_curve
 from ..dreamcache_core.io.images import to_tensor
 from ..dreamcache_core.training.batches import make_batches
 from ..dreamcache_core.training.checkpoints import save_checkpoint
@@ -31,7 +31,7 @@ from ..dreamcache_core.unet import PIXELS_PER_LATENT
 from .host.base_model import structure_of
 from .host.folders import is_inside, output_folder, trainings_folder
 from .host.frozen_base import ComfyUIBase
-from .host.generation import SampleSettings, SampleSheet, to_sample
+from .host.generation import GenerationSettings, SampleSheet, choose_samples
 from .host.node_text import show_text
 from .host.patching.injection import unfused, wrap_for_sampling
 from .host.training_display import TrainingDisplay
@@ -225,8 +225,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 }
             )
             trainer = Trainer(base, new, settings)
-            to_draw = to_sample(triplets, sample_prompts.splitlines(), resolution)
-            samples = SampleSheet(model, clip, vae, *to_draw, SampleSettings(resolution=resolution))
+            to_draw = choose_samples(triplets, sample_prompts.splitlines(), resolution)
+            samples = SampleSheet(model, clip, vae, *to_draw, GenerationSettings(resolution=resolution))
             done = resume(trainer, kept.path)
             losses = kept.resume_losses(done)
             display = TrainingDisplay(cls, settings)
@@ -237,7 +237,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     losses.append(progress.loss)
                     kept.add_loss(progress.loss)
                     if sample_every and (progress.step % sample_every == 0 or progress.step == steps):
-                        sheet = samples.draw(trainer.averaged_adapter(), f"step {progress.step:,}")
+                        sheet = samples.generate(trainer.averaged_adapter(), f"step {progress.step:,}")
                         kept.add_sheet(sheet, progress.step)
                         base.load()
                     display.show(progress)
@@ -256,7 +256,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         sheets = [to_tensor(sheet) for sheet in kept.sheets(trainer.step)]
         return io.NodeOutput(
             wrap_for_sampling(trained),
-            to_tensor(draw_loss_curve(losses, max(steps, trainer.step))).unsqueeze(0),
+            to_tensor(plot_loss_curve(losses, max(steps, trainer.step))).unsqueeze(0),
             # Without samples, the nodes that would show them don't run.
             torch.stack(sheets) if sheets else ExecutionBlocker(None),
         )

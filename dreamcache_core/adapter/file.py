@@ -1,4 +1,4 @@
-"""Adapter files: this project's `.safetensors`, and the paper authors' pickled `.pt`."""
+"""Adapter files: in this project's format (`.safetensors`), or in the paper authors' (`.safetensors` or pickled)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from .provenance import Provenance
 FILE_KIND = "adapter"
 FILE_VERSION = 1
 
-# `diffusion_model.output_blocks.4.1.transformer_blocks.0.attn_mem.to_q.weight` in the authors' file.
+# Name of a tensor in the authors' format:
+# `diffusion_model.output_blocks.4.1.transformer_blocks.0.attn_mem.to_q.weight`.
 _AUTHORS_PREFIX = "diffusion_model."
 _AUTHORS_BLOCK = ".transformer_blocks.0."
 _AUTHORS_NAMES = {
@@ -33,7 +34,7 @@ _AUTHORS_NAMES = {
     "attn_mem.to_out.0": "to_out",
     "linear_cat": "linear_cat",
 }
-# The authors' file names no base model. They published SD2.1, whose heads are 64 channels wide.
+# The authors' format doesn't name the base model. They published an adapter for SD2.1, whose heads have 64 channels.
 _AUTHORS_BASE_MODEL = "SD2.x"
 _AUTHORS_HEAD_CHANNELS = 64
 
@@ -43,14 +44,14 @@ SUFFIXES = frozenset({".safetensors", *_PICKLED})
 
 @dataclass(frozen=True, eq=False)
 class AdapterFile:
-    """An adapter, and the format of the file that it came from, in words."""
+    """The content of an adapter file. `format`: of the file, in words."""
 
     adapter: Adapter
     format: str
 
     @property
     def description(self) -> str:
-        """What was found, in a few lines for the person at the graph."""
+        """The content in a few lines, for the person at the graph."""
         adapter = self.adapter
         names = ", ".join(layer.name for layer in adapter.layers)
         lines = [f"{self.format}, for {adapter.base_model}, {adapter.parameter_count:,} parameters", f"layers: {names}"]
@@ -60,9 +61,10 @@ class AdapterFile:
 def save_adapter(
     path: Path, adapter: Adapter, precision: torch.dtype | None = None, notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter in this project's format, with its provenance; in the precision it has, or in another.
+    """Write an adapter in this project's format, with its provenance.
 
-    `notes`: what else its header tells whoever opens it, as JSON.
+    `precision`: of the weights in the file; None keeps theirs. `notes`: more entries for the header, as JSON.
+    Raises OSError if the file can't be written.
     """
     header = {
         **(notes or {}),
@@ -75,10 +77,10 @@ def save_adapter(
 
 
 def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
-    """Read an adapter, in the precision it has on disk.
+    """Load an adapter in the precision of its file, on the CPU, without gradients.
 
-    `operations`: as in AdapterLayer. Raises DreamCacheError for a file that is missing, damaged, or no adapter, and for
-    a pickle that holds anything but tensors, of which nothing is run.
+    `operations`: the module that AdapterLayer takes `Linear` and `LayerNorm` from. Raises DreamCacheError for a file
+    that is missing, damaged or no adapter, and for a pickle that holds anything but tensors; no code in it is run.
     """
     if not path.is_file():
         raise DreamCacheError(f"{path} is not there: put adapters into ComfyUI's models/dreamcache folder.")
@@ -88,7 +90,7 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     else:
         metadata, tensors = read_tensors(path)
     contents = _interpret(path, metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    # On the meta device, because the file brings the weights: nothing is drawn at random only to be replaced.
+    # On the meta device, so that no weights are initialized only to be replaced by those of the file.
     with torch.device("meta"):
         adapter = Adapter(contents.layers, contents.base_model, operations, contents.provenance)
     adapter.load_state_dict({contents.names[name]: tensor for name, tensor in tensors.items()}, assign=True)
@@ -97,10 +99,11 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
 
 @dataclass(frozen=True)
 class AdapterDescription:
-    """What a file is, as far as one can tell without reading weights.
+    """What an adapter file's header says. The fields are the keys of its JSON.
 
     `size`: in bytes. `format`: in words. `base_model`: the family it was trained for. `layers`: their names.
-    `provenance`: a sentence for each training. What isn't known of a file is None. `problem`: why it can't be used.
+    `parameters`: their number. `provenance`: a sentence for each training. `problem`: why the file can't be used, None
+    if it can. Other fields are None if they aren't known.
     """
 
     size: int
@@ -116,7 +119,7 @@ class AdapterDescription:
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
-    """Describe a file that `load_adapter` would read, by its header alone; a pickle isn't opened."""
+    """Describe an adapter file by its header, without reading weights. A pickle has none and isn't opened."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -140,7 +143,7 @@ def describe_adapter(path: Path) -> AdapterDescription:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a file says. `names`: those of its tensors → those of the adapter's."""
+    """What a file contains, weights apart. `names`: name of a tensor in the file → its name in the Adapter's state."""
 
     format: str
     base_model: str
@@ -150,9 +153,9 @@ class _Contents:
 
 
 def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Contents:
-    """Raises DreamCacheError unless the tensors, of which the shapes are enough, are those of an adapter."""
+    """Interpret a file in either format. Raises DreamCacheError unless its tensors are exactly those of an adapter."""
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-    contents = _of_authors(path, shapes) if header is None else _of_ours(path, header, shapes)
+    contents = _authors_contents(path, shapes) if header is None else _own_contents(path, header, shapes)
     if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
         raise DreamCacheError(f"{path.name} lacks some of its adapter's weights or has others: download it again.")
     return contents
@@ -163,7 +166,8 @@ def _expected_shapes(layers: tuple[TransformerLayer, ...]) -> Shapes:
     return {f"{layer.name}.{name}": shape for layer in layers for name, shape in weight_shapes(layer.channels).items()}
 
 
-def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:
+def _own_contents(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:
+    """The contents of a file in this project's format."""
     try:
         return _Contents(
             "DreamCache adapter",
@@ -176,24 +180,26 @@ def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents
         raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
-def _of_authors(path: Path, shapes: Shapes) -> _Contents:
-    names = {name: _our_name(path, name) for name in shapes}
+def _authors_contents(path: Path, shapes: Shapes) -> _Contents:
+    """The contents of a file in the authors' format, which has no header."""
+    names = {name: _own_name(path, name) for name in shapes}
     if not names:
         raise DreamCacheError(f"{path.name} holds no tensors: download it again.")
     channels = {
-        ours.removesuffix(".to_q.weight"): shapes[name][0]
-        for name, ours in names.items()
-        if ours.endswith(".to_q.weight") and shapes[name]
+        own.removesuffix(".to_q.weight"): shapes[name][0]
+        for name, own in names.items()
+        if own.endswith(".to_q.weight") and shapes[name]
     }
     layers = tuple(TransformerLayer(layer, width, width // _AUTHORS_HEAD_CHANNELS) for layer, width in channels.items())
     return _Contents("the authors' DreamCache adapter", _AUTHORS_BASE_MODEL, layers, names)
 
 
-def _our_name(path: Path, name: str) -> str:
+def _own_name(path: Path, name: str) -> str:
+    """The name in the Adapter's state of a tensor in the authors' format."""
     layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
     part, _, parameter = rest.rpartition(".")
     if not found or part not in _AUTHORS_NAMES:
-        raise DreamCacheError(f"{path.name} is {_guess(name)}, not a DreamCache adapter: {_ADVICE}")
+        raise DreamCacheError(f"{path.name} is {_guess_kind(name)}, not a DreamCache adapter: {_ADVICE}")
     return f"{layer}.{_AUTHORS_NAMES[part]}.{parameter}"
 
 
@@ -215,9 +221,10 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
 _ADVICE = "choose a DreamCache adapter, and load other files with their own nodes."
 
 
-def _guess(key: str) -> str:
-    if "lora" in key or key.endswith(".alpha"):
+def _guess_kind(name: str) -> str:
+    """What kind of file this is, in words, by the name of one of its tensors."""
+    if "lora" in name or name.endswith(".alpha"):
         return "a LoRA (load it with Load LoRA)"
-    if key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")):
+    if name.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")):
         return "a whole checkpoint (load it with Load Checkpoint)"
-    return f"another kind of file (it holds `{key}`)"
+    return f"another kind of file (it holds `{name}`)"

@@ -1,4 +1,4 @@
-"""Provenance: what an adapter was trained on, which its file keeps."""
+"""Provenance: how an adapter was trained, and with which base model. Adapter files keep it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 
 from ..version import VERSION
 
-_VALUES_OF_EACH = 64
+# How many values of each tensor enter the hash.
+_VALUES_PER_TENSOR = 64
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """One training of an adapter.
+    """One training of an adapter. The fields are the keys of its JSON.
 
-    `base_hash`: `hash_weights` of the base model's U-Net. `steps`: how many were taken. `batch`: triplets of a step.
-    `triplets`: how many the data set has. `version`: of this project.
+    `base_hash`: `hash_weights` of the base model's U-Net. `steps`: number of steps. `batch`: triplets in each step.
+    `triplets`: size of the data set. `version`: of this project.
     """
 
     base_hash: str
@@ -30,6 +31,7 @@ class Provenance:
 
     @property
     def description(self) -> str:
+        """The training in a sentence."""
         return (
             f"trained {self.steps:,} steps of {self.batch} on {self.triplets:,} triplets, with the base model "
             f"{self.base_hash[:12]}, by DreamCache {self.version}"
@@ -40,24 +42,24 @@ class Provenance:
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> Provenance:
-        """Read what `to_json` gave, and ignore what a later version may have added.
+        """The inverse of `to_json`. Ignores unknown keys, which a later version may have added.
 
-        Raises KeyError, TypeError or ValueError for anything else.
+        Raises KeyError, TypeError or ValueError for malformed JSON.
         """
         steps, batch, triplets = (int(json[name]) for name in ("steps", "batch", "triplets"))
         return cls(str(json["base_hash"]), steps, batch, triplets, str(json["version"]))
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """The fingerprint of a network, in hexadecimal: SHA-256 of 64 values of each tensor, in the order of their names.
+    """The hash of a network in hexadecimal: SHA-256 of 64 evenly spaced values of each tensor, in order of the names.
 
-    The values lie at equal distances and are read in float16. So a model has the same hash on every device, and in
-    float32 as in float16, the usual precision of published files. Rounding to bfloat16 or float8 changes the hash.
+    Values are rounded to float16, so that the hash is the same on every device, and in float32 and float16, the usual
+    precisions of published files. Rounding to bfloat16 or float8 changes the hash. `weights`: name → tensor.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
         values = weights[name].detach().flatten()
-        places = torch.linspace(0, len(values) - 1, min(_VALUES_OF_EACH, len(values)), dtype=torch.float64).round()
+        places = torch.linspace(0, len(values) - 1, min(_VALUES_PER_TENSOR, len(values)), dtype=torch.float64).round()
         digest.update(name.encode())
         digest.update(values[places.long().to(values.device)].to("cpu", torch.float16).numpy().tobytes())
     return digest.hexdigest()

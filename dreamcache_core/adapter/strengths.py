@@ -1,4 +1,4 @@
-"""Strengths: how strongly a reference enters at each layer, and how that changes over sampling."""
+"""Strengths: how the strength of an injection varies over layers and over sampling."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DreamCacheError
-from ..io.numbers import read_numbers
+from ..io.numbers import parse_numbers
 from ..unet import TransformerLayer, group_of
 
-# Factors at even distances from the start of sampling to its end; values between them are interpolated linearly.
+# Evenly spaced factors from the start of sampling to its end, with linear interpolation between them.
 Curve = tuple[float, ...]
 CONSTANT: Curve = (1.0,)
 MAX_STRENGTH = 2.0
-# Enough points for a curve whose linear pieces can't be seen.
+# Enough points for a curve that looks smooth.
 _POINTS = 65
 _EASE_IN = tuple(float(3 * x**2 - 2 * x**3) for x in np.linspace(0, 1, _POINTS))
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """Factors of a strength.
+    """Factors that an injection's strength is multiplied by.
 
-    `bottleneck`, `coarse`, `medium`, `fine`: at the layers of these groups. `curve`: over sampling.
+    `bottleneck`, `coarse`, `medium`, `fine`: at the layers of these groups (`group_of`). `curve`: over sampling.
     """
 
     bottleneck: float = 1.0
@@ -40,25 +40,25 @@ class Strengths:
 
 
 LIST = "list"
-"""The name of the curve that `make_curve` reads from a list of values."""
+"""The name under which `make_curve` takes the curve from a list of values."""
 
 CURVES: dict[str, Curve] = {"constant": CONSTANT, "ease in": _EASE_IN, "ease out": _EASE_IN[::-1]}
-"""The curves that have a name: 1 throughout, from 0 to 1, and from 1 to 0, both with level ends."""
+"""The curves with a name: constantly 1; a smooth rise from 0 to 1; a smooth fall from 1 to 0."""
 
 
 def at_progress(curve: Curve, progress: np.ndarray) -> np.ndarray:
-    """The factors of a curve at points of sampling. `progress`: how much of sampling is done, 0…1."""
+    """The factors of a curve at these points of sampling. `progress`: 0 at the start of sampling, 1 at its end."""
     return np.interp(progress, np.linspace(0, 1, len(curve)), curve)
 
 
 def make_curve(name: str, values: str) -> Curve:
-    """The curve of a name in CURVES, or for LIST the one in `values`, such as `1, 0.5, 0`.
+    """The curve with this name in CURVES. For LIST, the factors are parsed from `values`, such as `1, 0.5, 0`.
 
-    Raises DreamCacheError if it is LIST and `values` is no list of strengths.
+    Raises DreamCacheError if `name` is LIST and `values` is not a list of numbers from 0 to MAX_STRENGTH.
     """
     if name != LIST:
         return CURVES[name]
-    curve = read_numbers(values, 0, MAX_STRENGTH)
+    curve = parse_numbers(values, 0, MAX_STRENGTH)
     if not curve:
         raise DreamCacheError(
             f'"{values}" is no list of strengths: write numbers from 0 to {MAX_STRENGTH:g}, such as 1, 0.5, 0.'

@@ -1,4 +1,4 @@
-"""DINO's vision transformer (arXiv 2104.14294), by which likeness is measured, and which ComfyUI has no class for."""
+"""The network of the DINO metric: DINO's vision transformer (arXiv 2104.14294), which ComfyUI doesn't implement."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..io.tensor_file import read_tensors
 from ..reference.image import resize
 
 _HEAD_CHANNELS = 64
-# Of ImageNet's pictures, which DINO was trained on.
+# Mean and standard deviation of ImageNet's RGB channels, 0…1.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
-# DINO was tested on squares cut out of slightly larger pictures: 224 pixels of 256.
+# The side of the central crop, relative to the image's shorter side: DINO's evaluation crops 224 of 256 pixels.
 _CROP = 224 / 256
 
-# Our tensors' names, or parts of them, and what they are in the files of the authors and timm, and of Hugging Face.
+# Names of tensors, or parts of them: in this module, in files of the authors and timm, in files of Hugging Face.
 _NAMES = (
     ("class_token", "cls_token", "embeddings.cls_token"),
     ("positions", "pos_embed", "embeddings.position_embeddings"),
@@ -41,9 +41,10 @@ _PARTS = ("class_token", "positions", "patches.", "blocks.")
 
 
 class VisionTransformer(nn.Module):
-    """Turns pictures into vectors, one each: its class token after the last block.
+    """Embeds images: an image's embedding is the class token after the last block.
 
-    `hidden`: channels within the blocks' perceptrons. `patch`, `side`: of patches and of pictures, in pixels.
+    `width`: channels of a token. `depth`: number of blocks. `hidden`: channels of the hidden layer of a block's MLP.
+    `patch`, `side`: sides of a patch and of an image, in pixels.
     """
 
     def __init__(self, width: int, depth: int, hidden: int, patch: int, side: int) -> None:
@@ -63,13 +64,13 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.TransformerEncoder(block, depth, nn.LayerNorm(width, eps=1e-6), enable_nested_tensor=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, side, side), as `preprocess` gives them → (batch, width)."""
+        """Preprocessed images (batch, 3, side, side) → embeddings (batch, width)."""
         tokens = self.patches(pixels).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         return self.blocks(tokens + self.positions)[:, 0]
 
     def preprocess(self, image: torch.Tensor) -> torch.Tensor:
-        """Pictures (batch, height, width, 3), 0…1 → the squares at their centres, (batch, 3, side, side)."""
+        """Images (batch, height, width, 3), 0…1 → normalized central crops (batch, 3, side, side)."""
         scale = self.side / _CROP / min(image.shape[1:3])
         height, width = (round(length * scale) for length in image.shape[1:3])
         top, left = (height - self.side) // 2, (width - self.side) // 2
@@ -78,11 +79,11 @@ class VisionTransformer(nn.Module):
 
 
 def load_vision_transformer(path: Path) -> VisionTransformer | None:
-    """The DINO network of a file, as its authors, timm or Hugging Face publish it; None if it holds another network.
+    """Load a DINO from a file of its authors, timm or Hugging Face; None if the file holds another network.
 
-    Raises DreamCacheError if the file is damaged.
+    Float32, on the CPU, without gradients. Raises DreamCacheError if the file is damaged.
     """
-    tensors = _our_names(_read(path))
+    tensors = _own_names(_read(path))
     if not {"patches.weight", "positions", "blocks.layers.0.linear1.bias"} <= tensors.keys():
         return None
     width, _, patch, _ = tensors["patches.weight"].shape
@@ -90,7 +91,7 @@ def load_vision_transformer(path: Path) -> VisionTransformer | None:
     depth = sum(name.endswith(".linear1.bias") for name in tensors)
     with torch.device("meta"):
         network = VisionTransformer(width, depth, len(tensors["blocks.layers.0.linear1.bias"]), patch, side)
-    # Later networks are built of the same parts, and others.
+    # Later vision transformers have the same tensors, and more.
     if _shapes(network.state_dict()) != _shapes(tensors):
         return None
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
@@ -108,17 +109,17 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
         ) from error
 
 
-def _our_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under our names, without those that are no part of the network, such as heads and poolers."""
+def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by the names that this module uses, without those of heads and poolers."""
     column = 1 if "pos_embed" in tensors else 2
     renamed: dict[str, list[torch.Tensor]] = {}
-    # Queries, keys and values, where they lie apart, are put together in this order.
+    # Hugging Face stores query, key and value apart; in_proj concatenates them in this order.
     for name in sorted(tensors, key=lambda name: (".query." not in name, ".key." not in name)):
-        ours = name
+        own = name
         for names in _NAMES:
-            ours = ours.replace(names[column], names[0])
-        if ours.startswith(_PARTS):
-            renamed.setdefault(ours, []).append(tensors[name])
+            own = own.replace(names[column], names[0])
+        if own.startswith(_PARTS):
+            renamed.setdefault(own, []).append(tensors[name])
     return {name: torch.cat(parts) for name, parts in renamed.items()}
 
 

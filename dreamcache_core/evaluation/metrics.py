@@ -1,8 +1,8 @@
-"""How faithful drawn pictures are to their subject and to their prompt: DINO, CLIP-I and CLIP-T.
+"""DINO, CLIP-I and CLIP-T: how like its subject, and how true to its prompt, a generated image is.
 
-As DreamBooth measures them (arXiv 2208.12242, section 4.1), and those who came after it: cosines between a network's
-vectors of a drawn picture and of the subject's references, and between CLIP's of the picture and of its prompt. Masked
-scores are those of pictures, drawn ones and references, whose backgrounds were painted white.
+The metrics of DreamBooth (arXiv 2208.12242, section 4.1) are cosine similarities of embeddings: DINO and CLIP-I compare
+a generated image with the subject's references, CLIP-T compares it with its prompt. The masked metrics compare images
+and references whose backgrounds have been painted white.
 """
 
 from __future__ import annotations
@@ -21,102 +21,111 @@ DINO, CLIP_I, CLIP_T = "DINO", "CLIP-I", "CLIP-T"
 DINO_MASKED, CLIP_I_MASKED = "DINO masked", "CLIP-I masked"
 METRICS = (DINO, CLIP_I, CLIP_T, DINO_MASKED, CLIP_I_MASKED)
 
-# Metric → −1…1, of one picture or on average. What wasn't measured isn't in it.
+# Metric → score, −1…1, of one image or a mean. A metric that wasn't measured has no key.
 Scores = dict[str, float]
 
 
 class ImageEncoder(Protocol):
-    """A network that turns pictures into vectors. `description`: which network, with which weights."""
+    """A network that embeds images. `description`: the network and its weights in words."""
 
     description: str
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """(height, width, 3), 0…1 → (channels,), float32, on the CPU."""
+        """Image (height, width, 3), 0…1 → embedding (channels,), float32, on the CPU."""
         ...
 
 
-class PromptEncoder(Protocol):
-    """The half of CLIP that turns prompts into vectors. `description`: which network, with which weights."""
+class TextEncoder(Protocol):
+    """The text encoder of a CLIP. `description`: the network and its weights in words."""
 
     description: str
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """(channels,), float32, on the CPU."""
+        """Prompt → embedding (channels,), float32, on the CPU."""
         ...
 
 
 @dataclass(frozen=True)
-class Yardsticks:
-    """The networks to measure with, any of which may be missing. `clip` and `prompts`: halves of the same CLIP."""
+class MetricNetworks:
+    """The networks that compute the metrics. Without a network, its metrics are not measured.
+
+    `clip_image`, `clip_text`: image and text encoder of the same CLIP.
+    """
 
     dino: ImageEncoder | None = None
-    clip: ImageEncoder | None = None
-    prompts: PromptEncoder | None = None
+    clip_image: ImageEncoder | None = None
+    clip_text: TextEncoder | None = None
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """Metric → what it was measured with."""
-        networks = {DINO: self.dino, CLIP_I: self.clip, CLIP_T: self.prompts}
+        """Metric → description of its network. A masked metric has the network of the unmasked one."""
+        networks = {DINO: self.dino, CLIP_I: self.clip_image, CLIP_T: self.clip_text}
         return {metric: network.description for metric, network in networks.items() if network}
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """`image`: (height, width, 3), 0…1. `mask`: (height, width), 1 on the subject, or None if that isn't known."""
+class MaskedImage:
+    """An image to compare. `image`: (height, width, 3), 0…1. `mask`: (height, width), 1 on the subject, if known."""
 
     image: torch.Tensor
     mask: torch.Tensor | None = None
 
 
-class SubjectMeasure:
-    """Measures drawn pictures of one subject against its references, of which masked scores leave out those that have
-    no mask. Raises DreamCacheError if there is no reference.
+class SubjectMetrics:
+    """The metrics of one subject, with the embeddings of its references.
+
+    References without a mask are left out of the masked metrics. Raises DreamCacheError if there is no reference.
     """
 
-    def __init__(self, yardsticks: Yardsticks, references: Sequence[Picture]) -> None:
+    def __init__(self, networks: MetricNetworks, references: Sequence[MaskedImage]) -> None:
         if not references:
             raise DreamCacheError("There is no reference to measure with: connect at least one picture of the subject.")
-        self._yardsticks = yardsticks
-        encoded = [self._encode(reference) for reference in references]
-        # The mean of cosines is the product with the mean.
-        self._subject = {
-            metric: torch.stack([vectors[metric] for vectors in encoded if metric in vectors]).mean(dim=0)
+        self._networks = networks
+        embedded = [self._embed(reference) for reference in references]
+        # The mean of the cosines with all references is the product with the mean of their unit vectors.
+        self._references = {
+            metric: torch.stack([embeddings[metric] for embeddings in embedded if metric in embeddings]).mean(dim=0)
             for metric in METRICS
-            if any(metric in vectors for vectors in encoded)
+            if any(metric in embeddings for embeddings in embedded)
         }
 
     @torch.no_grad()
-    def measure(self, picture: Picture, prompt: str = "") -> Scores:
-        """Scores of a drawn picture: CLIP-T if it has a prompt, masked ones if it has a mask."""
-        vectors = self._encode(picture)
-        others = dict(self._subject)
-        if CLIP_I in vectors and self._yardsticks.prompts and prompt:
-            vectors[CLIP_T] = vectors[CLIP_I]
-            others[CLIP_T] = functional.normalize(self._yardsticks.prompts.encode_prompt(prompt), dim=0)
+    def measure(self, image: MaskedImage, prompt: str = "") -> Scores:
+        """The scores of a generated image: CLIP-T if there is a prompt, the masked ones if the image has a mask."""
+        embeddings = self._embed(image)
+        targets = dict(self._references)
+        if CLIP_I in embeddings and self._networks.clip_text and prompt:
+            embeddings[CLIP_T] = embeddings[CLIP_I]
+            targets[CLIP_T] = functional.normalize(self._networks.clip_text.encode_prompt(prompt), dim=0)
         return {
-            metric: float(vectors[metric] @ others[metric])
+            metric: float(embeddings[metric] @ targets[metric])
             for metric in METRICS
-            if metric in vectors and metric in others
+            if metric in embeddings and metric in targets
         }
 
     @torch.no_grad()
-    def _encode(self, picture: Picture) -> dict[str, torch.Tensor]:
-        """What metrics compare of a picture: vectors of length 1."""
-        networks, images = self._yardsticks, {DINO: picture.image, CLIP_I: picture.image}
-        if picture.mask is not None:
-            images[DINO_MASKED] = images[CLIP_I_MASKED] = cut_out(picture.image, picture.mask)
-        vectors = {}
-        for metric, image in images.items():
-            network = networks.dino if metric in (DINO, DINO_MASKED) else networks.clip
+    def _embed(self, image: MaskedImage) -> dict[str, torch.Tensor]:
+        """Metric → embedding of the image, a vector of length 1."""
+        networks, inputs = self._networks, {DINO: image.image, CLIP_I: image.image}
+        if image.mask is not None:
+            inputs[DINO_MASKED] = inputs[CLIP_I_MASKED] = cut_out(image.image, image.mask)
+        embeddings = {}
+        for metric, pixels in inputs.items():
+            network = networks.dino if metric in (DINO, DINO_MASKED) else networks.clip_image
             if network:
-                vectors[metric] = functional.normalize(network.encode_image(image), dim=0)
-        return vectors
+                embeddings[metric] = functional.normalize(network.encode_image(pixels), dim=0)
+        return embeddings
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The mean of each metric over those that have it."""
+    """The mean of each metric, over the scores that have it."""
     return {
         metric: sum(measured) / len(measured)
         for metric in METRICS
         if (measured := [one[metric] for one in scores if metric in one])
     }
+
+
+def describe_scores(scores: Scores) -> str:
+    """Scores in words: `DINO 0.712, CLIP-I 0.834`."""
+    return ", ".join(f"{metric} {value:.3f}" for metric, value in scores.items())

@@ -1,12 +1,13 @@
-"""Subjects to evaluate with, as they lie on disk: a folder of pictures for each, and prompts.
+"""The data set of an evaluation: a folder for each subject with its references, and prompts.
 
-    dataset/prompts.txt             prompts, one a line, with {} where the subject goes: "a {} in the jungle"
-    dataset/dog2/00.jpg             references: pictures of the subject, of which the first, by name, is drawn from
-    dataset/dog2/00_mask.png        white on the subject, if there is such a picture
-    dataset/dog2/prompts.txt        prompts for this subject alone, if there are any
-    dataset/dog2/class.txt          what it is: "dog"; else its folder's name, without digits at the end
+    dataset/prompts.txt             prompts, one on each line, with {} in place of the subject: "a {} in the jungle"
+    dataset/dog2/00.jpg             references: images of the subject; images are generated from the first by name
+    dataset/dog2/00_mask.png        optional: the mask of a reference, white on the subject
+    dataset/dog2/prompts.txt        optional: prompts for this subject, in place of the shared ones
+    dataset/dog2/class.txt          optional: the subject's class, such as "dog"; default: the folder's name without
+                                    digits at the end
 
-`prompts_and_classes.txt`, which DreamBooth's dataset has, is read for what these files don't tell.
+DreamBooth's data set has a `prompts_and_classes.txt`; classes and prompts that these files lack are read from it.
 """
 
 from __future__ import annotations
@@ -17,19 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DreamCacheError
-from ..io.images import read_mask, read_picture, to_tensor
-from .metrics import Picture
+from ..io.images import read_image, read_mask, to_tensor
+from .metrics import MaskedImage
 
 PLACEHOLDER = "{}"
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _MASK = "_mask"
-# DreamBooth's dataset has two lists of prompts, and this is whom the second is for.
+# DreamBooth's data set has two lists of prompts. The second is for these classes.
 _LIVE_CLASSES = ("cat", "dog")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`class_name`: what it is, in a word or a few. `references`: at least one. `prompts`: with the class in them."""
+    """A subject of the data set.
+
+    `name`: its folder. `class_name`: what it is, in a few words. `references`: image files, at least one. `prompts`:
+    at least one, with the class filled in.
+    """
 
     name: str
     class_name: str
@@ -38,9 +43,9 @@ class Subject:
 
 
 def open_subjects(folder: Path) -> tuple[Subject, ...]:
-    """The subjects of a folder, in the order of their names.
+    """Read the subjects of a data set, in the order of their names.
 
-    Raises DreamCacheError if there are none, or if one has no reference or no prompt.
+    Raises DreamCacheError if there is no subject, or if one lacks a reference, a class or a prompt.
     """
     if not folder.is_dir():
         raise DreamCacheError(f"{folder} is not a folder: choose the one that holds a folder for each subject.")
@@ -51,25 +56,28 @@ def open_subjects(folder: Path) -> tuple[Subject, ...]:
     return tuple(_open_subject(path, classes, prompts) for path in folders)
 
 
-def load_picture(path: Path) -> Picture:
-    """A picture, with its mask if there is one beside it. Raises DreamCacheError if either is damaged."""
-    image, mask = read_picture(path.read_bytes, str(path)), path.with_name(f"{path.stem}{_MASK}.png")
+def load_masked_image(path: Path) -> MaskedImage:
+    """Read an image, and the mask beside it if there is one: `00_mask.png` for `00.jpg`.
+
+    Raises DreamCacheError if either is damaged.
+    """
+    image, mask = read_image(path.read_bytes, str(path)), path.with_name(f"{path.stem}{_MASK}.png")
     if not mask.is_file():
-        return Picture(to_tensor(image))
-    return Picture(to_tensor(image), to_tensor(read_mask(mask.read_bytes, str(mask), image.size)))
+        return MaskedImage(to_tensor(image))
+    return MaskedImage(to_tensor(image), to_tensor(read_mask(mask.read_bytes, str(mask), image.size)))
 
 
 def _open_subject(folder: Path, classes: Mapping[str, str], prompts: Mapping[bool, list[str]]) -> Subject:
     references = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in _PICTURES and not path.stem.endswith(_MASK) and not path.name.startswith(".")
+        if path.suffix.lower() in _SUFFIXES and not path.stem.endswith(_MASK) and not path.name.startswith(".")
     )
     if not references:
         raise DreamCacheError(f"{folder} holds no pictures: put some there, or take the folder away.")
     class_file = folder / "class.txt"
-    named = re.sub(r"\d+$", "", folder.name).replace("_", " ").strip()
-    class_name = _read(class_file).strip() if class_file.is_file() else classes.get(folder.name, named)
+    folder_name = re.sub(r"\d+$", "", folder.name).replace("_", " ").strip()
+    class_name = _read(class_file).strip() if class_file.is_file() else classes.get(folder.name, folder_name)
     if not class_name:
         raise DreamCacheError(f"{folder} doesn't say what its subject is: write a word such as dog into its class.txt.")
     templates = next(
@@ -86,6 +94,7 @@ def _open_subject(folder: Path, classes: Mapping[str, str], prompts: Mapping[boo
 
 
 def _read_prompts(path: Path) -> list[str]:
+    """Read prompts, one on each line. Raises DreamCacheError for a prompt without PLACEHOLDER."""
     prompts = [line.strip() for line in _read(path).splitlines() if line.strip()]
     for prompt in prompts:
         if PLACEHOLDER not in prompt:
@@ -94,18 +103,19 @@ def _read_prompts(path: Path) -> list[str]:
 
 
 def _read_dreambooth(path: Path) -> tuple[dict[str, str], dict[bool, list[str]]]:
-    """Classes of subjects, and prompts, of those that live and of those that don't; both empty without such a file.
+    """Read DreamBooth's file: the class of each subject, and the prompts of objects (False) and of animals (True).
 
-    The file holds lines of `subject,class`, and two lists of prompts, as Python has them, in which {0} is a word that
-    stands for the subject, which adapters need none of, and {1} its class.
+    The file has lines of `subject,class` and two Python lists of prompts. In a prompt, {0} is a rare word that stands
+    for the subject in DreamBooth's training, which adapters don't need, and {1} is the class. Both results are empty if
+    the file is missing.
     """
     if not path.is_file():
         return {}, {}
-    things, _, live = _read(path).partition("Live Subject Prompts")
-    classes = dict(re.findall(r"^(\w+),([^,\n]+?)\s*$", things, re.MULTILINE))
+    objects, _, animals = _read(path).partition("Live Subject Prompts")
+    classes = dict(re.findall(r"^(\w+),([^,\n]+?)\s*$", objects, re.MULTILINE))
     prompts = {
-        lives: [prompt.replace("{0} ", "").replace("{1}", PLACEHOLDER) for prompt in re.findall(r"'([^'\n]+)'", text)]
-        for lives, text in ((False, things), (True, live))
+        live: [prompt.replace("{0} ", "").replace("{1}", PLACEHOLDER) for prompt in re.findall(r"'([^'\n]+)'", text)]
+        for live, text in ((False, objects), (True, animals))
     }
     return classes, prompts
 

@@ -1,1 +1,1 @@
-"""Figures: what the reference cache, attention, a training or a comparison looks like."""
+"""Figures for people: contact sheets, attention maps, reference features and loss curves."""

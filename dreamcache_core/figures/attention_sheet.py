@@ -1,4 +1,4 @@
-"""Where a model looked in its references, to be looked at."""
+"""The attention sheet: attention maps as colours over the image and over its references."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from .attention_maps import AttentionMap, mean_map
 from .contact_sheet import contact_sheet
 
 SIDE = 256
-"""Of each picture, in pixels."""
-# Of the places of a reference, at its corners; between them they mix, to grey in the middle.
+"""The longer side of each image in the sheet, in pixels."""
+# RGB, 0…1, of positions at the reference's four corners: [[top left, top right], [bottom left, bottom right]].
 _CORNERS = torch.tensor([[[1.0, 0.15, 0.2], [1.0, 0.9, 0.0]], [[0.2, 0.25, 1.0], [0.0, 0.85, 0.4]]])
-# Of attention, from none to most.
+# RGB, 0…1, of the heat map, from no attention to most.
 _HEAT = torch.tensor([[0.0, 0.0, 0.1], [0.35, 0.05, 0.45], [0.85, 0.2, 0.3], [1.0, 0.65, 0.1], [1.0, 1.0, 0.75]])
 
-# How many of a reference's tokens may be brighter than can be shown.
-_CUT = 0.02
+# The share of a reference's tokens that may exceed the heat map's range.
+_CLIPPED = 0.02
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What layers saw of one reference at one noise level.
+class ReferenceAttention:
+    """The attention of one image's tokens to one reference at one noise level.
 
-    `label`: in words. `reference`: its picture, if there is one. `kept`: (height, width) of its tokens in the finest
-    layer, True at those that are read. `maps`: of layers by their names; none if it isn't read then.
+    `label`: names the reference and the noise level. `reference`: its image, if there is one. `kept`: (height, width)
+    bool, in the finest layer: the tokens that are attended to. `maps`: layer name → map; empty if no layer attends to
+    the reference at this noise level.
     """
 
     label: str
@@ -38,67 +39,77 @@ class Look:
     maps: Mapping[str, AttentionMap]
 
 
-def attention_sheet(picture: Image.Image, looks: Sequence[Look], layers: Mapping[str, str]) -> Image.Image:
-    """Two rows for each look, and a column for all layers together and for each of them.
+def attention_sheet(
+    image: Image.Image, attention: Sequence[ReferenceAttention], layers: Mapping[str, str]
+) -> Image.Image:
+    """A contact sheet with two rows for each reference, and a column for the mean of all layers and for each layer.
 
-    The first row has the picture in the colours of the places of the reference that it looks at, the second the
-    reference, in these colours and as a heat map. `layers`: labels of columns by the layers' names.
+    In the first row, the colour at each place of the image shows which position in the reference it attends to. The
+    second row has the reference: as the legend of these colours, and as a heat map of the attention that it receives.
+    `layers`: layer name → label of its column.
     """
     rows: list[list[Image.Image | None]] = []
     labels = []
-    for look in looks:
-        if not look.maps:
-            rows.append([picture])
-            labels.append(f"{look.label}: isn't read")
+    for each in attention:
+        if not each.maps:
+            rows.append([image])
+            labels.append(f"{each.label}: isn't read")
             continue
-        maps = [mean_map(list(look.maps.values())), *(look.maps.get(layer) for layer in layers)]
-        height, width = look.kept.shape
-        reference = look.reference or Image.new("RGB", (width, height), "silver")
-        rows.append([picture, *(_over(picture, *_whence(each)) if each else None for each in maps)])
+        maps = [mean_map(list(each.maps.values())), *(each.maps.get(layer) for layer in layers)]
+        height, width = each.kept.shape
+        reference = each.reference or Image.new("RGB", (width, height), "silver")
+        rows.append([image, *(_overlay(image, *_position_colours(found)) if found else None for found in maps)])
         rows.append(
-            [_over(reference, *_key(look.kept)), *(_over(reference, *_heat(each)) if each else None for each in maps)]
+            [
+                _overlay(reference, *_legend(each.kept)),
+                *(_overlay(reference, *_heat_map(found)) if found else None for found in maps),
+            ]
         )
-        labels += [f"{look.label}: where the picture looks", f"{look.label}: where it is looked at"]
+        labels += [f"{each.label}: where the picture looks", f"{each.label}: where it is looked at"]
     return contact_sheet(rows, labels, ["", "all layers", *layers.values()], SIDE)
 
 
-def _whence(seen: AttentionMap) -> tuple[torch.Tensor, torch.Tensor]:
-    """Colours of a picture's tokens, and how much they count: (height, width, 3) and (height, width)."""
-    share, down, right = seen.seen.unbind(-1)
-    some = share.clamp(min=_TINY)
-    return _place_colours(down / some, right / some), share / some.max()
+# The three kinds of overlay: colours (height, width, 3) and their opacity (height, width), of each token, 0…1.
 
 
-def _key(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of a reference's tokens: what colour each place has."""
+def _position_colours(attention: AttentionMap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the image: each token has the colour of its attention's mean position, as opaque as its share is large."""
+    share, down, right = attention.over_image.unbind(-1)
+    divisor = share.clamp(min=_TINY)
+    return _colours_at(down / divisor, right / divisor), share / divisor.max()
+
+
+def _legend(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the reference: each kept token has the colour of its position."""
     height, width = kept.shape
     down, right = ((torch.arange(length) + 0.5) / length for length in (height, width))
-    return _place_colours(*torch.meshgrid(down, right, indexing="ij")), kept.float()
+    return _colours_at(*torch.meshgrid(down, right, indexing="ij")), kept.float()
 
 
-def _heat(seen: AttentionMap) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for how much each of them is looked at."""
-    # A single token may draw more than all others, which would all be dark beside it.
-    most = torch.quantile(seen.looked_at, 1 - _CUT).clamp(min=float(seen.looked_at.max()) / 10 + _TINY)
-    amount = (seen.looked_at / most).clamp(max=1)
+def _heat_map(attention: AttentionMap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over the reference: each token has the colour of the attention that it receives."""
+    # A single token can receive more than all others; scaled to it, all others would be dark.
+    received = attention.over_reference
+    brightest = torch.quantile(received, 1 - _CLIPPED).clamp(min=float(received.max()) / 10 + _TINY)
+    amount = (received / brightest).clamp(max=1)
     steps = amount * (len(_HEAT) - 1)
     below = steps.long().clamp(max=len(_HEAT) - 2)
     return torch.lerp(_HEAT[below], _HEAT[below + 1], (steps - below).unsqueeze(-1)), 0.3 + 0.6 * amount
 
 
-def _place_colours(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The colours of places of a reference, 0…1 of its height and width: (…, 3), 0…1."""
+def _colours_at(down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The colours of positions in a reference, mixed from those of its corners. `down`, `right`: 0…1. (…, 3), 0…1."""
     down, right = down.unsqueeze(-1), right.unsqueeze(-1)
     top, bottom = _CORNERS
     return torch.lerp(torch.lerp(top[0], top[1], right), torch.lerp(bottom[0], bottom[1], right), down)
 
 
-def _over(picture: Image.Image, colours: torch.Tensor, amount: torch.Tensor) -> Image.Image:
-    """A picture in grey, coloured by its tokens as far as `amount` says, 0…1."""
-    scale = SIDE / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    grey = to_tensor(picture.convert("L").resize(size)).unsqueeze(-1)
-    # Squares, one a token.
-    squares = to_image(torch.cat([colours, amount.unsqueeze(-1)], dim=-1)).resize(size, Image.Resampling.NEAREST)
-    colours, amount = to_tensor(squares).split((3, 1), dim=-1)
-    return to_image(torch.lerp(0.3 * grey, colours * (0.5 + 0.5 * grey), amount))
+def _overlay(image: Image.Image, colours: torch.Tensor, opacity: torch.Tensor) -> Image.Image:
+    """The image in greyscale, with each token's colour over it."""
+    scale = SIDE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    grey = to_tensor(image.convert("L").resize(size)).unsqueeze(-1)
+    # Nearest keeps each token a square.
+    squares = to_image(torch.cat([colours, opacity.unsqueeze(-1)], dim=-1)).resize(size, Image.Resampling.NEAREST)
+    colours, opacity = to_tensor(squares).split((3, 1), dim=-1)
+    return to_image(torch.lerp(0.3 * grey, colours * (0.5 + 0.5 * grey), opacity))

@@ -1,4 +1,4 @@
-"""Comparisons: every combination of the values of some settings, as the rows and columns of a table."""
+"""Comparisons: every combination of several settings' values, arranged as a table."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DreamCacheError
-from ..io.numbers import read_numbers
+from ..io.numbers import parse_numbers
 
+# Name of a setting → its value.
 Settings = dict[str, float]
 
 
-def read_values(name: str, text: str, low: float, high: float, whole: bool = False) -> tuple[float, ...]:
-    """The values of a setting from a list such as `0, 0.5, 1`, each once.
+def parse_values(name: str, text: str, low: float, high: float, whole: bool = False) -> tuple[float, ...]:
+    """Parse the values of a setting from a list such as `0, 0.5, 1`, without duplicates.
 
-    `name`: of the setting, for the message. `whole`: whether it has whole numbers only.
-    Raises DreamCacheError unless they are numbers from `low` to `high`.
+    `name`: of the setting, for the message. `whole`: allow whole numbers only, and return ints.
+    Raises DreamCacheError unless `text` is a list of at least one number from `low` to `high`.
     """
-    values = read_numbers(text, low, high, whole=whole)
+    values = parse_numbers(text, low, high, whole=whole)
     if not values:
         numbers = "whole numbers" if whole else "numbers"
         raise DreamCacheError(
@@ -29,7 +30,7 @@ def read_values(name: str, text: str, low: float, high: float, whole: bool = Fal
 
 @dataclass(frozen=True)
 class Comparison:
-    """The settings of each row and of each column of a table; a cell has those of both."""
+    """A table of settings: each cell has the settings of its row and of its column."""
 
     rows: tuple[Settings, ...]
     columns: tuple[Settings, ...]
@@ -43,10 +44,10 @@ class Comparison:
         return _labels(self.columns)
 
 
-def compare(values: Mapping[str, Sequence[float]]) -> Comparison:
-    """The table of every combination of values. Columns vary the first setting that has several values, rows the rest.
+def make_comparison(values: Mapping[str, Sequence[float]]) -> Comparison:
+    """Arrange every combination of values: columns vary the first setting with several values, rows vary the others.
 
-    `values`: of each setting, at least one.
+    `values`: name of a setting → its values, at least one.
     """
     across = next((name for name, several in values.items() if len(several) > 1), next(iter(values)))
     down = [[(name, value) for value in several] for name, several in values.items() if name != across]
@@ -57,10 +58,10 @@ def compare(values: Mapping[str, Sequence[float]]) -> Comparison:
 
 
 def _labels(settings: Sequence[Settings]) -> list[str]:
-    """Labels with the settings in which they differ."""
+    """A label for each of several settings: those values that differ among them."""
     differing = [name for name in settings[0] if len({each[name] for each in settings}) > 1]
-    return [", ".join(f"{name} {_word(each[name])}" for name in differing) for each in settings]
+    return [", ".join(f"{name} {_format(each[name])}" for name in differing) for each in settings]
 
 
-def _word(value: float) -> str:
+def _format(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"

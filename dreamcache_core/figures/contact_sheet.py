@@ -1,4 +1,4 @@
-"""Contact sheets: pictures side by side in a table, with labels."""
+"""Contact sheets: a table of images with labels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+# In pixels.
 _GAP = 8
 _FONT_SIZE = 15
 
 
 def contact_sheet(
-    pictures: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], side: int = 256
+    images: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], columns: Sequence[str], side: int = 256
 ) -> Image.Image:
-    """A table of pictures, each as large as a square of `side` pixels lets it be; None leaves a place empty.
+    """Arrange images in a table. Each is scaled to fit a square of `side` pixels; None leaves a cell empty.
 
-    `rows`: labels, on the left. `columns`: labels, on top. Long ones are wrapped, and cut off where there is no room.
-    Letters are those of Pillow's own font, which has Latin ones only.
+    `images`: row by row. `rows`: labels of the rows, on the left. `columns`: labels of the columns, at the top. Long
+    labels are wrapped, and cut off at the cell's height. Pillow's built-in font has Latin letters only.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     heads = [_wrap(label, font, side) for label in columns]
@@ -28,19 +29,19 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(heads):
         draw.multiline_text((left + column * step, _GAP), "\n".join(lines), "black", font, spacing=_GAP // 2)
-    for row, (label, places) in enumerate(zip(rows, pictures, strict=True)):
+    for row, (label, cells) in enumerate(zip(rows, images, strict=True)):
         lines = _wrap(label, font, side)[: side // line]
         draw.multiline_text((_GAP, top + row * step), "\n".join(lines), "black", font, spacing=_GAP // 2)
-        for column, picture in enumerate(places):
-            if picture:
-                scale = side / max(picture.size)
-                width, height = (max(1, round(length * scale)) for length in picture.size)
-                sheet.paste(picture.resize((width, height)), (left + column * step, top + row * step))
+        for column, image in enumerate(cells):
+            if image:
+                scale = side / max(image.size)
+                width, height = (max(1, round(length * scale)) for length in image.size)
+                sheet.paste(image.resize((width, height)), (left + column * step, top + row * step))
     return sheet
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels, as far as single words let them be."""
+    """Break a text into lines of at most `width` pixels. A word that is longer has a line of its own."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

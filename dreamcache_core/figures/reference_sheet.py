@@ -1,4 +1,4 @@
-"""What a reference cache holds, to be looked at."""
+"""The reference sheet: the cached features of each reference as colours."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ..reference.cache import ReferenceCache
 from .contact_sheet import contact_sheet
 
 SIDE = 256
-"""Of each picture, in pixels."""
-# How white what isn't read becomes.
+"""The longer side of each image in the sheet, in pixels."""
+# How far tokens that aren't attended to are faded to white, 0…1.
 _FADED = 0.8
-# What is darker or brighter than all but so much of a layer is black or white.
-_CUT = 0.01
+# The share of a layer's tokens that is clipped at either end of each colour channel.
+_CLIPPED = 0.01
 
 
 def reference_sheet(references: ReferenceCache) -> Image.Image:
-    """A row for each reference: its picture, if there is one, and the features of each layer in colours, pale where
-    they aren't read.
+    """A contact sheet with a row for each reference: its image, if there is one, and each layer's features as colours.
+
+    Tokens that aren't attended to are pale.
     """
     rows: list[list[Image.Image | None]] = [[image] for image in references.images]
     for layer in references.layers:
@@ -30,7 +31,7 @@ def reference_sheet(references: ReferenceCache) -> Image.Image:
             pale = torch.lerp(colours, torch.ones_like(colours), _FADED)
             image = to_image(torch.where(kept.unsqueeze(-1).to(colours.device), colours, pale))
             scale = SIDE / max(image.size)
-            # To squares, one a token: the sheet would blur them.
+            # Nearest keeps each token a square; the sheet's own resizing would blur them.
             size = (round(image.width * scale), round(image.height * scale))
             row.append(image.resize(size, Image.Resampling.NEAREST))
     columns = ["reference", *(f"{layer.name}, {layer.channels} channels" for layer in references.layers)]
@@ -39,18 +40,18 @@ def reference_sheet(references: ReferenceCache) -> Image.Image:
 
 
 def feature_colours(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Features of a layer, each (channels, height, width), as colours of 0…1, (height, width, 3) float32.
+    """Map a layer's features to colours: for each reference, (channels, height, width) → (height, width, 3), 0…1.
 
-    Red, green and blue are the first three principal components of all of them together, so that what the model sees
-    alike in two references has one colour.
+    Red, green and blue are the first three principal components over the tokens of all references, so that similar
+    features have similar colours in all of them. Float32.
     """
     tokens = torch.cat([each.flatten(1).T for each in features]).float()
     tokens = tokens - tokens.mean(0)
     directions = torch.linalg.svd(tokens, full_matrices=False).Vh[:3]
-    # A direction and its opposite are the same component: the one along which most channels rise.
+    # The sign of a component is arbitrary: choose the one with a positive sum, so that colours are reproducible.
     directions = directions * torch.where(directions.sum(1, keepdim=True) < 0, -1.0, 1.0)
     components = tokens @ directions.T
-    low, high = (torch.quantile(components, cut, dim=0) for cut in (_CUT, 1 - _CUT))
+    low, high = (torch.quantile(components, share, dim=0) for share in (_CLIPPED, 1 - _CLIPPED))
     colours = ((components - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
     parts = colours.split([each[0].numel() for each in features])
     return [part.reshape(*each.shape[1:], 3) for part, each in zip(parts, features, strict=True)]

@@ -1,1 +1,1 @@
-"""Files and their contents: tensors with a header, images, lists of numbers, and what is cached on disk."""
+"""Input and output: tensor files with a header, images, lists of numbers, atomic writes, and a cache on disk."""

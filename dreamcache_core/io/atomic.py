@@ -1,4 +1,4 @@
-"""Atomic writing: a file is there with all of its new content, or as it was before."""
+"""Atomic writing: a file has all of its new content, or is unchanged."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from uuid import uuid4
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
-    """Write a file, and the folders that lead to it. Nothing half-written is left if that fails.
+    """Write a file, and make its parent folders. A failed write leaves no partial file.
 
-    `durable`: the content is on the disk, not only in the system's memory, before the file gets its name.
-    Raises OSError if it can't be written.
+    `durable`: flush the content to the disk before the file gets its name, so that it survives a power failure.
+    Raises OSError if the file can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")

@@ -1,4 +1,4 @@
-"""Base model checkpoints, of which only the header is read."""
+"""Base model checkpoints: the base model family, from the file's header."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CONTEXT_WEIGHT = re.compile(re.escape(_NETWORK) + r"input_blocks\..*\.attn2\.to
 
 
 def checkpoint_family(path: Path) -> str | None:
-    """The base model family of a checkpoint, such as `SD1.x`; None if its header doesn't show it.
+    """The base model family of a checkpoint, such as `SD1.x`, or a description of another network.
 
-    Only the headers of `.safetensors` checkpoints in the LDM layout do.
+    None unless the file is a `.safetensors` checkpoint in the LDM layout. No weight is read.
     """
     if path.suffix != ".safetensors":
         return None

@@ -1,4 +1,4 @@
-"""A catalogue of files: descriptions that are made again only when a file has changed."""
+"""A catalogue of files: their descriptions, cached until a file changes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ Description = TypeVar("Description")
 
 
 class Catalogue(Generic[Description]):
-    """Descriptions of files by `describe`, for any number of threads. A file is read again when it has changed."""
+    """Caches what `describe` returns for each file, until the file's size or modification time changes. Thread-safe."""
 
     def __init__(self, describe: Callable[[Path], Description]) -> None:
         self._describe = describe
+        # Path → ((modification time in ns, size in bytes), description).
         self._known: dict[Path, tuple[tuple[int, int], Description]] = {}
 
     def describe(self, path: Path) -> Description:
+        """The description of one file. The description of a missing file isn't cached."""
         try:
             status = path.stat()
         except OSError:
@@ -29,7 +31,7 @@ class Catalogue(Generic[Description]):
         return known[1]
 
     def describe_all(self, files: Mapping[str, Path]) -> dict[str, Description]:
-        """Describe `files`, path by name, and forget all others."""
+        """The description of each file by its name, and forget all other files. `files`: name → path."""
         descriptions = {name: self.describe(path) for name, path in files.items()}
         known = self._known.copy()
         self._known = {path: known[path] for path in files.values() if path in known}

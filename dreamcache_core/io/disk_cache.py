@@ -1,4 +1,4 @@
-"""A cache on disk of what a base model makes of pictures and prompts, for those that come again in later epochs."""
+"""The disk cache of a training: a base model's encodings of images and prompts, which recur in every epoch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ FILE_VERSION = 1
 
 
 class DiskCache:
-    """Tensors by their keys, a file for each. Any number of processes may use a folder at once, and be killed there:
-    a file is written whole or not at all, and one that is damaged is written anew.
+    """Tensors by key, each in a file of its own.
+
+    Several processes may share a folder, and may be killed at any time: files are written atomically, and damaged ones
+    are replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,17 +28,18 @@ class DiskCache:
     def get(
         self, keys: Sequence[str | None], make: Callable[[Sequence[int]], Sequence[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """A tensor for each key, on whatever device: found, or made and kept, or only made for a key of None.
+        """The tensor of each key, on any device: read from the cache, or else made and added to it.
 
-        `make`: gives those of the numbers that it is given. Raises DreamCacheError if they can't be written.
+        A tensor whose key is None is always made and never added. `make`: returns the tensors at these indices of
+        `keys`. Raises DreamCacheError if a tensor can't be written.
         """
-        found = {number: tensor for number, key in enumerate(keys) if key and (tensor := self._read(key)) is not None}
-        missing = [number for number in range(len(keys)) if number not in found]
-        for number, tensor in zip(missing, make(missing) if missing else (), strict=True):
-            found[number] = tensor
-            if key := keys[number]:
+        found = {index: tensor for index, key in enumerate(keys) if key and (tensor := self._read(key)) is not None}
+        missing = [index for index in range(len(keys)) if index not in found]
+        for index, tensor in zip(missing, make(missing) if missing else (), strict=True):
+            found[index] = tensor
+            if key := keys[index]:
                 self._write(key, tensor)
-        return [found[number] for number in range(len(keys))]
+        return [found[index] for index in range(len(keys))]
 
     def _read(self, key: str) -> torch.Tensor | None:
         try:
@@ -57,6 +60,6 @@ class DiskCache:
         return self._folder / name[:3] / f"{name}.safetensors"
 
 
-def fingerprint(picture: torch.Tensor) -> str:
-    """Of all its bytes; a picture on the CPU."""
-    return hashlib.sha256(picture.contiguous().numpy().data).hexdigest()
+def fingerprint(image: torch.Tensor) -> str:
+    """The SHA-256 of an image's bytes, in hexadecimal. `image`: any shape, on the CPU."""
+    return hashlib.sha256(image.contiguous().numpy().data).hexdigest()

@@ -1,4 +1,4 @@
-"""Pictures as Pillow has them, and as tensors (height, width, channels) of 0…1."""
+"""Images: decoding files, and conversion between Pillow and tensors (height, width, channels), 0…1."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from PIL import Image, ImageOps
 from ..errors import DreamCacheError
 
 
-def read_picture(read: Callable[[], bytes], what: str) -> Image.Image:
-    """A picture in colours, upright, on white where it is transparent.
+def read_image(read: Callable[[], bytes], what: str) -> Image.Image:
+    """Decode an image as RGB, turned upright by its EXIF orientation, with white behind transparent parts.
 
-    `read`: gives the bytes of its file. Raises DreamCacheError if they are no picture's, and calls it `what`.
+    `read`: returns the bytes of the file. `what`: the image in words, for the message. Raises DreamCacheError if the
+    file can't be read or decoded.
     """
     image = _decode(read, what)
     if image.has_transparency_data:
@@ -25,18 +26,18 @@ def read_picture(read: Callable[[], bytes], what: str) -> Image.Image:
 
 
 def read_mask(read: Callable[[], bytes], what: str, size: tuple[int, int]) -> Image.Image:
-    """The same in grey, resized to (width, height)."""
+    """Decode a mask in greyscale, and resize it to `size`, (width, height). Otherwise like `read_image`."""
     return _decode(read, what).convert("L").resize(size, Image.Resampling.BILINEAR)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(height, width, 3) of an RGB picture, (height, width) of a grey one; float32."""
+    """RGB image → (height, width, 3), greyscale image → (height, width); float32, 0…1."""
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255)
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
-    """RGB of (height, width, 3), grey of (height, width). What `to_tensor` gave comes back as it was."""
-    # Rounded, not cut off: 255 · (k / 255) may be a little less than k.
+    """(height, width, 3) → RGB image, (height, width) → greyscale image. The exact inverse of `to_tensor`."""
+    # Rounded, not truncated: 255 · (k / 255) can be slightly less than k.
     levels = (tensor.detach().float().cpu().clamp(0, 1) * 255).round()
     return Image.fromarray(levels.to(torch.uint8).numpy())
 
@@ -44,5 +45,5 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
 def _decode(read: Callable[[], bytes], what: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(read())))
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file.
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file.
         raise DreamCacheError(f"{what} cannot be read: it is damaged, or no picture.") from error

@@ -1,15 +1,15 @@
-"""Lists of numbers as a person writes them: `1, 0.5, 0`."""
+"""Lists of numbers in text: `1, 0.5, 0`."""
 
 from __future__ import annotations
 
 import re
 
 
-def read_numbers(text: str, low: float, high: float, *, whole: bool = False) -> tuple[float, ...] | None:
-    """The numbers of a list that commas, semicolons or spaces separate; empty for an empty text.
+def parse_numbers(text: str, low: float, high: float, *, whole: bool = False) -> tuple[float, ...] | None:
+    """Parse a list of numbers, separated by commas, semicolons or spaces. An empty text gives an empty list.
 
-    `whole`: only whole numbers are allowed, and the result has ints. Returns None if the text is no such list, or if a
-    number lies outside of `low`…`high`.
+    `whole`: allow whole numbers only, and return ints. Returns None if the text is not such a list, or if a number is
+    outside `low`…`high`.
     """
     words = [word for word in re.split(r"[\s,;]+", text) if word]
     try:

@@ -1,4 +1,4 @@
-"""`.safetensors` files with a versioned header: the format of adapters, reference caches and encodings."""
+"""`.safetensors` files with a versioned header: the format of adapters, reference caches and cached encodings."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from safetensors.torch import save
 from ..errors import DreamCacheError
 from .atomic import write_atomically
 
-# Metadata of a file: {"format": "dreamcache.adapter", "version": "1", "header": <JSON object>}.
+# The JSON object in a file's metadata: {"format": "dreamcache.adapter", "version": "1", "header": <JSON object>}.
 Header = dict[str, Any]
+# Name of a tensor → its shape.
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of tensors, by their names."""
 
+# The safetensors format's limit for the header, in bytes.
 _MAX_HEADER = 100_000_000
-"""In bytes, as the format has it."""
-# What a header of another form than the format's leads to.
+# What a malformed header can raise when it is parsed.
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 def write_file(path: Path, kind: str, version: int, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write `tensors` under a `dreamcache.<kind>` header, atomically."""
+    """Write tensors and a header of the format `dreamcache.<kind>`, atomically. Raises OSError if that fails."""
     metadata = {"format": f"dreamcache.{kind}", "version": str(version), "header": json.dumps(header)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Not by safetensors' own `save_file`, whose files nobody but their owner may read.
+    # Not safetensors' `save_file`, whose files only their owner may read.
     write_atomically(path, save(contiguous, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors (on the CPU) of any `.safetensors` file.
+    """Read the metadata and the tensors of any `.safetensors` file. Tensors are on the CPU.
 
-    Raises DreamCacheError if the file is missing, truncated or something else.
+    Raises DreamCacheError if the file is missing, damaged or of another format.
     """
-    with _opened(path) as file:
+    with _clear_errors(path), safe_open(path, framework="pt", device="cpu") as file:
         return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def read_shapes(path: Path) -> tuple[dict[str, str], Shapes]:
-    """Metadata and the tensors' shapes of any `.safetensors` file, of which nothing but its header is read.
+    """Read the metadata and the tensors' shapes of any `.safetensors` file, from its header alone.
 
-    Raises DreamCacheError as `read_tensors` does.
+    Raises DreamCacheError if the file is missing, damaged or of another format.
     """
-    # Not by `safe_open`, which takes longer: folders may hold a thousand of them.
-    with _reading(path), path.open("rb") as file:
+    # Not `safe_open`, which is slower: a folder may hold a thousand files.
+    with _clear_errors(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER:
             raise ValueError("no header is so long")
@@ -64,14 +64,8 @@ def read_shapes(path: Path) -> tuple[dict[str, str], Shapes]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    with _reading(path), safe_open(path, framework="pt", device="cpu") as file:
-        yield file
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong in it, in words."""
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a `.safetensors` file can raise into a DreamCacheError."""
     try:
         yield
     except FileNotFoundError:
@@ -83,9 +77,10 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]) -> Header | None:
-    """The header of a file of this kind, or None if the file isn't this project's.
+    """Parse the header in a file's metadata; None if the file isn't in a DreamCache format.
 
-    Raises DreamCacheError for another kind of DreamCache file, one written by a newer version, or a damaged header.
+    `kind`: of file, such as `adapter`. `version`: the newest file version that can be read. Raises DreamCacheError for
+    another kind of DreamCache file, a newer file version or a damaged header.
     """
     found = metadata.get("format", "")
     if not found.startswith("dreamcache."):
@@ -105,7 +100,7 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
 
 
 def name_and_hash(path: Path) -> str:
-    """A file's name, and the beginning of its SHA-256 in hexadecimal, as model sites show it.
+    """A file's name with the first 12 hexadecimal digits of its SHA-256, by which model sites list files.
 
     Raises DreamCacheError if the file is missing.
     """

@@ -48,6 +48,10 @@ class NoiseLevels:
         self._levels[key] = features = self._levels.pop(key)
         return features
 
+    def sigmas(self, weights: Hashable) -> list[float]:
+        """The cached noise levels of these weights, in the order in which they were used."""
+        return [sigma for of, sigma in self._levels if of == weights]
+
     @property
     def latest(self) -> Mapping[str, torch.Tensor]:
         """The features of the level that was used last."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..errors import DreamCacheError
-from ..io.images import read_mask, read_picture, to_tensor
+from ..io.images import read_image, read_mask, to_tensor
 from ..reference.image import place_on_white, resize, subject_box, subject_on_white
 from ..unet import PIXELS_PER_LATENT
 from .augmentation import make_reference
@@ -139,11 +139,11 @@ def _make(sample: SampleFiles, resolution: int, random: Random | None) -> Triple
 
     Raises DreamCacheError with the sample's name if a file of it is damaged, or holds nothing.
     """
-    caption, picture = _read_caption(sample), read_picture(sample.picture.read, f"{sample.name}: its picture")
+    caption, picture = _read_caption(sample), read_image(sample.picture.read, f"{sample.name}: its picture")
     prompt = "" if random and random.random() < EMPTY_PROMPT_PROBABILITY else caption
     square = to_tensor(_centre(picture))
     if sample.reference:
-        reference = to_tensor(read_picture(sample.reference.read, f"{sample.name}: its reference"))
+        reference = to_tensor(read_image(sample.reference.read, f"{sample.name}: its reference"))
         reference = place_on_white(reference, resolution, size=1)
     else:
         mask = to_tensor(_centre(_read_mask(sample, picture.size)))

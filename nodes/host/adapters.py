@@ -8,7 +8,7 @@ import folder_paths
 
 from ...dreamcache_core.adapter.file import load_adapter
 from ...dreamcache_core.adapter.self_attention import SelfAttentionAdapter
-from .folders import ADAPTERS, no_such_file
+from .folders import ADAPTERS, missing_file_message
 from .patching.injection import AnyAdapter, wrap_for_sampling
 
 SELF_ATTENTION = {
@@ -27,7 +27,7 @@ def check_adapter(name: str) -> bool | str:
     """True, or why there is no adapter of this name."""
     if name in SELF_ATTENTION or folder_paths.get_full_path(ADAPTERS, name):
         return True
-    return no_such_file(ADAPTERS, name, "adapter")
+    return missing_file_message(ADAPTERS, name, "adapter")
 
 
 def adapter_fingerprint(name: str) -> float:

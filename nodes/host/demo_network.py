@@ -1,4 +1,4 @@
-"""The demo model's networks: ComfyUI's own classes of SD1.5's structure, with few channels."""
+"""The networks of the demo model: ComfyUI's classes in the structure of SD1.5, with few channels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from comfy.sd import CLIP, VAE
 FILE_KIND = "demo model"
 FILE_VERSION = 1
 
-TOKENS = 16
-"""Of a prompt; longer ones are cut into parts of so many, as ComfyUI cuts those of SD1.5 into parts of 77."""
+# The tokens in a chunk of a prompt, which ComfyUI splits longer prompts into. SD1.5 has 77.
+_PROMPT_TOKENS = 16
 
 _UNET = {
     "image_size": 32,
@@ -47,17 +47,18 @@ _TEXT = {
     "intermediate_size": 192,
     "num_attention_heads": 4,
     "num_hidden_layers": 3,
-    "max_position_embeddings": TOKENS,
+    "max_position_embeddings": _PROMPT_TOKENS,
 }
-_PIXELS = 4
+# Side of the blocks of pixels that the autoencoder's channels hold.
+_BLOCK = 4
 _AUTOENCODER = {
     "embed_dim": 4,
     "ddconfig": {
         "double_z": True,
         "z_channels": 4,
-        "resolution": 128 // _PIXELS,
-        "in_channels": 3 * _PIXELS**2,
-        "out_ch": 3 * _PIXELS**2,
+        "resolution": 128 // _BLOCK,
+        "in_channels": 3 * _BLOCK**2,
+        "out_ch": 3 * _BLOCK**2,
         "ch": 64,
         "ch_mult": [1, 2],
         "num_res_blocks": 1,
@@ -68,33 +69,36 @@ _AUTOENCODER = {
 
 
 class DemoAutoencoder(AutoencoderKL):
-    """SD1.5's, but on blocks of 4 × 4 pixels in place of its finer half, which is what takes time."""
+    """SD1.5's autoencoder, with pixel shuffling of 4 × 4 blocks in place of its two finest resolutions.
+
+    These take most of the time. The latent has the usual factor of 8.
+    """
 
     def __init__(self) -> None:
         super().__init__(**_AUTOENCODER)
 
     def encode(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().encode(F.pixel_unshuffle(x, _PIXELS), *args, **kwargs)
+        return super().encode(F.pixel_unshuffle(x, _BLOCK), *args, **kwargs)
 
     def decode(self, z: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return F.pixel_shuffle(super().decode(z, **kwargs), _PIXELS)
+        return F.pixel_shuffle(super().decode(z, **kwargs), _BLOCK)
 
 
 class _Config(comfy.supported_models.SD15):
-    """SD1.5, but predicting v: colours, which a reference is about, are learned sooner at high noise."""
+    """SD1.5 with v-prediction, with which a small model learns colours sooner at high noise."""
 
     def model_type(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> comfy.model_base.ModelType:
         return comfy.model_base.ModelType.V_PREDICTION
 
 
 def demo_config() -> comfy.supported_models.SD15:
-    """ComfyUI's description of the U-Net."""
+    """ComfyUI's configuration of the U-Net."""
     return _Config(dict(_UNET))
 
 
 @dataclass(frozen=True, eq=False)
 class DemoNetworks:
-    """What Load Checkpoint gives."""
+    """The outputs of Load Checkpoint."""
 
     model: ModelPatcher
     clip: CLIP
@@ -102,34 +106,36 @@ class DemoNetworks:
 
     @property
     def patchers(self) -> dict[str, ModelPatcher]:
-        """What ComfyUI loads each part by."""
+        """Part → the ModelPatcher by which ComfyUI loads it."""
         return {"model": self.model, "clip": self.clip.patcher, "vae": self.vae.patcher}
 
 
 def demo_networks(tensors: Mapping[str, torch.Tensor], disable_dynamic: bool = False) -> DemoNetworks:
-    """The networks with these weights, named `unet.…`, `text_encoder.…` and `autoencoder.…`; parts that have none are
-    left undefined, for the recipe to train. `disable_dynamic`: as ComfyUI's loaders have it.
+    """Make the networks with these weights.
+
+    `tensors`: names begin with `unet.`, `text_encoder.` or `autoencoder.`. A part without any stays uninitialized, for
+    the recipe to train. `disable_dynamic`: make patchers without dynamic VRAM.
     """
     weights = {
         part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
         for part in ("unet", "text_encoder", "autoencoder")
     }
-    # The class that ComfyUI uses for its own models; before dynamic VRAM came there was only one.
-    kind = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    # The class of ComfyUI's own models; older versions, without dynamic VRAM, have only one.
+    patcher_class = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     return DemoNetworks(
-        _model(weights["unet"], kind),
+        _model(weights["unet"], patcher_class),
         _clip(weights["text_encoder"], disable_dynamic),
-        _vae(weights["autoencoder"], kind),
+        _vae(weights["autoencoder"], patcher_class),
     )
 
 
-def _model(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> ModelPatcher:
+def _model(weights: dict[str, torch.Tensor], patcher_class: type[ModelPatcher]) -> ModelPatcher:
     config = demo_config()
     device, offload_device = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = config.get_model({}, device=offload_device)
-    patcher = kind(model, load_device=device, offload_device=offload_device)
+    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     if weights:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         dynamic = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
@@ -140,7 +146,7 @@ def _model(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> ModelP
 def _clip(weights: dict[str, torch.Tensor], disable_dynamic: bool) -> CLIP:
     clip = CLIP(
         comfy.supported_models.SD15({}).clip_target(),
-        tokenizer_data={"clip_l_max_length": TOKENS},
+        tokenizer_data={"clip_l_max_length": _PROMPT_TOKENS},
         model_options={"clip_l_model_config": _TEXT},
         **({"disable_dynamic": True} if disable_dynamic else {}),
     )
@@ -149,12 +155,12 @@ def _clip(weights: dict[str, torch.Tensor], disable_dynamic: bool) -> CLIP:
     return clip
 
 
-def _vae(weights: dict[str, torch.Tensor], kind: type[ModelPatcher]) -> VAE:
+def _vae(weights: dict[str, torch.Tensor], patcher_class: type[ModelPatcher]) -> VAE:
     vae = VAE(sd=weights, config={"params": _AUTOENCODER})
     network = DemoAutoencoder()
     if weights:
         network.load_state_dict(weights)
     vae.first_stage_model = network.eval().to(vae.vae_dtype)
     offload_device = comfy.model_management.vae_offload_device()
-    vae.patcher = kind(vae.first_stage_model, load_device=vae.device, offload_device=offload_device)
+    vae.patcher = patcher_class(vae.first_stage_model, load_device=vae.device, offload_device=offload_device)
     return vae

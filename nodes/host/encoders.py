@@ -1,4 +1,4 @@
-"""The networks that evaluation measures with, of whatever files ComfyUI has: CLIP, DINO, and what finds masks."""
+"""The networks of an evaluation, loaded from ComfyUI's models folders: CLIP, DINO and background removal."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from comfy.clip_vision import ClipVisionModel
 
 from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
+from ...dreamcache_core.evaluation.measurement import MaskFinder
 from ...dreamcache_core.evaluation.metrics import ImageEncoder
-from ...dreamcache_core.evaluation.results import MaskFinder
 from ...dreamcache_core.io.tensor_file import name_and_hash
 
 _HEAD_CHANNELS = 64
+# ComfyUI's model_type → name of the network, of those that embed a whole image.
 _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
 _ADVICE = "take a file of a whole CLIP, such as OpenAI's clip-vit-large-patch14, for both"
 
 
-class VisionEncoder:
-    """An encoder of pictures that ComfyUI has a class for. `file`: what it was loaded from, where that is known.
+class ClipVisionEncoder:
+    """An ImageEncoder around a CLIP_VISION of ComfyUI: a CLIP or a DINOv2.
 
-    Raises DreamCacheError if it is no CLIP, and no DINOv2 either.
+    `file`: that it was loaded from, for the description. Raises DreamCacheError if it is another network.
     """
 
     def __init__(self, clip_vision: ClipVisionModel, file: Path | None = None) -> None:
@@ -46,7 +47,7 @@ class VisionEncoder:
 
 
 class DinoEncoder:
-    """DINO's encoder, for which ComfyUI has no class, on the device where it computes."""
+    """An ImageEncoder around the original DINO, which ComfyUI doesn't implement, on ComfyUI's compute device."""
 
     def __init__(self, network: VisionTransformer, file: Path) -> None:
         self._network = network.to(comfy.model_management.get_torch_device())
@@ -57,25 +58,26 @@ class DinoEncoder:
         return self._network(pixels)[0].cpu()
 
 
-class TextEncoder:
-    """The other half of the CLIP that `images` is a half of.
+class ClipTextEncoder:
+    """A TextEncoder around the text encoder in a CLIP of ComfyUI that belongs to the same CLIP as `image_encoder`.
 
-    Raises DreamCacheError if `clip` doesn't hold it, or not with the projection into the space of pictures' vectors.
+    `file`: that it was loaded from, for the description. Raises DreamCacheError if there is no such text encoder, or if
+    it lacks the projection to the image embeddings' space.
     """
 
-    def __init__(self, clip: comfy.sd.CLIP, images: VisionEncoder, file: Path | None = None) -> None:
+    def __init__(self, clip: comfy.sd.CLIP, image_encoder: ClipVisionEncoder, file: Path | None = None) -> None:
         encoders = {
             name: module
             for name, module in clip.cond_stage_model.named_children()
             if isinstance(getattr(module, "transformer", None), comfy.clip_model.CLIPTextModel)
         }
         widths = {name: encoder.transformer.text_projection.out_features for name, encoder in encoders.items()}
-        self._name = next((name for name, width in widths.items() if width == images.channels), "")
+        self._name = next((name for name, width in widths.items() if width == image_encoder.channels), "")
         if not self._name:
             found = " and ".join(map(str, widths.values())) or "none of CLIP's"
             raise DreamCacheError(
                 f"The text encoder is of another CLIP than the pictures' encoder (its vectors are {found} wide, the "
-                f"pictures' {images.channels}): {_ADVICE}."
+                f"pictures' {image_encoder.channels}): {_ADVICE}."
             )
         self._clip, self._encoder = clip, encoders[self._name]
         if not _has_projection(clip, self._encoder.transformer.text_projection):
@@ -83,7 +85,9 @@ class TextEncoder:
                 "The text encoder comes without its text projection, as checkpoints of SD1.x have it, so prompts can't "
                 f"be compared with pictures: {_ADVICE}."
             )
-        self.description = _describe(f"CLIP text encoder, {images.channels} wide", self._encoder.num_layers, file)
+        self.description = _describe(
+            f"CLIP text encoder, {image_encoder.channels} wide", self._encoder.num_layers, file
+        )
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         tokens = self._clip.tokenize(prompt, disable_weights=True)
@@ -98,43 +102,46 @@ class TextEncoder:
 
 
 def load_dino(path: Path) -> ImageEncoder:
-    """The DINO of a file: one of the first, such as ViT-S/16, or a DINOv2 that ComfyUI loads."""
+    """Load an original DINO, such as ViT-S/16, or a DINOv2. Raises DreamCacheError for a file of another network."""
     network = load_vision_transformer(path)
     if network:
         return DinoEncoder(network, path)
     clip_vision = comfy.clip_vision.load(str(path))
     if clip_vision is None or clip_vision.model_type != "dinov2":
         raise DreamCacheError(f"{path.name} holds no DINO that is known here: take DINO's ViT-S/16.")
-    return VisionEncoder(clip_vision, path)
+    return ClipVisionEncoder(clip_vision, path)
 
 
-def load_clip_images(path: Path) -> VisionEncoder:
-    """CLIP's encoder of pictures: those that ComfyUI knows, and OpenAI's smaller ones, such as ViT-B/32."""
-    return clip_images(comfy.clip_vision.load(str(path)) or _smaller_clip_vision(path), path)
+def load_clip_image_encoder(path: Path) -> ClipVisionEncoder:
+    """Load the image encoder of a CLIP of any size. Raises DreamCacheError for a file of another network."""
+    return clip_image_encoder(comfy.clip_vision.load(str(path)) or _load_other_clip_vision(path), path)
 
 
-def clip_images(clip_vision: ClipVisionModel, file: Path | None = None) -> VisionEncoder:
-    """CLIP's encoder of pictures. Raises DreamCacheError if `clip_vision` is another network."""
-    encoder = VisionEncoder(clip_vision, file)
+def clip_image_encoder(clip_vision: ClipVisionModel, file: Path | None = None) -> ClipVisionEncoder:
+    """The image encoder of a CLIP. Raises DreamCacheError if `clip_vision` is another network."""
+    encoder = ClipVisionEncoder(clip_vision, file)
     if encoder.kind != "CLIP":
         raise DreamCacheError(f"A {encoder.kind} is no CLIP, which CLIP-I and CLIP-T are measured with: take a CLIP.")
     return encoder
 
 
-def load_clip_prompts(path: Path, images: VisionEncoder) -> TextEncoder | None:
-    """CLIP's encoder of prompts, or None if the file holds none."""
+def load_clip_text_encoder(path: Path, image_encoder: ClipVisionEncoder) -> ClipTextEncoder | None:
+    """Load the text encoder of the same CLIP as `image_encoder`; None if the file has no text encoder.
+
+    Raises DreamCacheError if it belongs to another CLIP or lacks its projection.
+    """
     tensors = comfy.utils.load_torch_file(str(path))
     embedding = tensors.get("text_model.embeddings.token_embedding.weight")
     if embedding is None:
         return None
-    # Else ComfyUI takes all smaller ones to be of ViT-L/14's size.
-    size = _size(tensors, "text_model", embedding.shape[1])
-    clip = comfy.sd.load_clip([str(path)], model_options={"model_config": size})
-    return TextEncoder(clip, images, path)
+    # Without it, ComfyUI assumes the size of ViT-L/14 for all smaller ones.
+    config = _size_config(tensors, "text_model", embedding.shape[1])
+    clip = comfy.sd.load_clip([str(path)], model_options={"model_config": config})
+    return ClipTextEncoder(clip, image_encoder, path)
 
 
 def load_mask_finder(path: Path) -> MaskFinder:
-    """What finds masks with one of the networks by which ComfyUI removes backgrounds."""
+    """Load a network of ComfyUI's background removal. Raises DreamCacheError for another one, or an old ComfyUI."""
     try:
         import comfy.bg_removal_model
     except ModuleNotFoundError as error:
@@ -145,7 +152,8 @@ def load_mask_finder(path: Path) -> MaskFinder:
     return lambda image: model.encode_image(image.unsqueeze(0))[0].float().cpu()
 
 
-def _smaller_clip_vision(path: Path) -> ClipVisionModel:
+def _load_other_clip_vision(path: Path) -> ClipVisionModel:
+    """Load a CLIP image encoder of a size that ComfyUI doesn't detect, such as OpenAI's ViT-B/32."""
     tensors = comfy.utils.load_torch_file(str(path))
     patches = tensors.get("vision_model.embeddings.patch_embedding.weight")
     projection = tensors.get("visual_projection.weight")
@@ -155,7 +163,7 @@ def _smaller_clip_vision(path: Path) -> ClipVisionModel:
     positions = tensors["vision_model.embeddings.position_embedding.weight"]
     clip_vision = ClipVisionModel(
         {
-            **_size(tensors, "vision_model", width),
+            **_size_config(tensors, "vision_model", width),
             "model_type": "clip_vision_model",
             "hidden_act": "quick_gelu",
             "num_channels": 3,
@@ -168,23 +176,23 @@ def _smaller_clip_vision(path: Path) -> ClipVisionModel:
     return clip_vision
 
 
-def _size(tensors: dict[str, torch.Tensor], half: str, width: int) -> dict[str, int]:
-    """How large a half of a CLIP is, as configurations tell it."""
+def _size_config(tensors: dict[str, torch.Tensor], encoder: str, width: int) -> dict[str, int]:
+    """The size entries of an encoder's configuration. `encoder`: prefix of its tensors. `width`: channels."""
     return {
         "hidden_size": width,
         "num_attention_heads": width // _HEAD_CHANNELS,
         "num_hidden_layers": sum(
-            name.startswith(f"{half}.") and name.endswith(".layer_norm1.weight") for name in tensors
+            name.startswith(f"{encoder}.") and name.endswith(".layer_norm1.weight") for name in tensors
         ),
-        "intermediate_size": len(tensors[f"{half}.encoder.layers.0.mlp.fc1.weight"]),
+        "intermediate_size": len(tensors[f"{encoder}.encoder.layers.0.mlp.fc1.weight"]),
     }
 
 
 def _has_projection(clip: comfy.sd.CLIP, projection: torch.nn.Linear) -> bool:
-    """Whether CLIP's text projection was in the file that it was loaded from.
+    """Whether a CLIP was loaded with its text projection.
 
-    Where it wasn't, ComfyUI leaves the weight as the memory happened to be, so that the weight itself can't tell. Of a
-    CLIP that is of no file, it is believed.
+    If its file has none, ComfyUI leaves the weight uninitialized, which the weight doesn't show; so the file is looked
+    up. A CLIP that doesn't come from a file is assumed to have one.
     """
     if projection.weight is None:
         return False
@@ -199,5 +207,5 @@ def _has_projection(clip: comfy.sd.CLIP, projection: torch.nn.Linear) -> bool:
     )
 
 
-def _describe(what: str, layers: int, file: Path | None) -> str:
-    return f"{what}, {layers} layers" + (f", {name_and_hash(file)}" if file else "")
+def _describe(network: str, layers: int, file: Path | None) -> str:
+    return f"{network}, {layers} layers" + (f", {name_and_hash(file)}" if file else "")

@@ -1,4 +1,4 @@
-"""Names of files and folders that come from the graph, which stay inside ComfyUI's own folders."""
+"""ComfyUI's folders, and files in them whose names come from the graph or the front end and must stay inside."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ...dreamcache_core.errors import DreamCacheError
 
 ADAPTERS = "dreamcache"
 REFERENCES = "dreamcache_references"
-"""Names of models folders."""
+"""The names by which ComfyUI knows the folders of adapters and of saved references."""
 
 
 def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
-    """Make `models/<name>` known to ComfyUI, beside the folders that extra_model_paths.yaml names."""
+    """Register `models/<name>` with ComfyUI, in addition to folders of that name in extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir, name)))
     paths, known = folder_paths.folder_names_and_paths[name]
-    # A folder that extra_model_paths.yaml brought in has no suffixes of its own.
+    # A folder from extra_model_paths.yaml has no suffixes of its own.
     folder_paths.folder_names_and_paths[name] = (paths, {*known, *suffixes})
 
 
 def models_folder(name: str) -> Path:
-    """Where files of a kind are saved."""
+    """The folder that new files are saved to, among those registered under this name."""
     return Path(folder_paths.get_folder_paths(name)[0])
 
 
-def no_such_file(folder: str, name: str, what: str) -> str:
-    """What to say where a models folder has no file of this name."""
+def missing_file_message(folder: str, name: str, what: str) -> str:
+    """The message for a name that isn't in a models folder. `what`: the kind of file, in words."""
     folders = " or ".join(folder_paths.get_folder_paths(folder))
     return f"There is no {what} {name} in {folders}: put it there, then press R to refresh the list."
 
 
-def outside(folder: Path, prefix: str, example: str) -> str:
-    """What to say where `prefix` is no name for a file inside `folder`."""
+def outside_message(folder: Path, prefix: str, example: str) -> str:
+    """The message for a prefix that names no file inside `folder`. `example`: a valid prefix."""
     return f'"{prefix}" is no name for a file inside {folder}: write one such as {example} or cups/{example}.'
 
 
 def is_inside(folder: Path, name: str) -> bool:
-    """Whether `name` is of something in `folder`, or in a folder of it."""
+    """Whether `name` is a relative path of something inside `folder`, at any depth."""
     if not name.strip() or "\0" in name or Path(name).is_absolute():
         return False
     path = (folder / name).resolve()
@@ -53,17 +53,17 @@ def output_folder() -> Path:
 
 
 def trainings_folder() -> Path:
-    """The folder of all trainings, in ComfyUI's output folder."""
+    """The parent folder of all trainings, in ComfyUI's output folder."""
     return output_folder() / "dreamcache_training"
 
 
 def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a .safetensors under the next number that is free: whole or not at all.
+    """Save a .safetensors under the next free number of `prefix`. A failed save leaves nothing behind.
 
-    Raises DreamCacheError if there is no writing to it.
+    `write`: writes the file. Returns its path. Raises DreamCacheError if it can't be written.
     """
     try:
-        path = _take_number(folder, prefix)
+        path = _reserve_number(folder, prefix)
         try:
             write(path)
         except BaseException:
@@ -76,16 +76,16 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
     return path
 
 
-def take_in(folder: str, name: str, content: bytes, check: Callable[[Path], object]) -> str:
-    """Put a .safetensors that someone sends into a models folder, under the next number of `name` that is free; one
-    that is there already is left there.
+def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], object]) -> str:
+    """Save an uploaded .safetensors in a models folder under the next free number of its name, unless the folder
+    already has a file with the same content.
 
-    Returns the name under which ComfyUI lists it. Raises DreamCacheError if `name` is no name for such a file, if there
-    is no writing to it, and what `check` raises of the file.
+    `check`: raises an error if the file isn't acceptable. Returns the name by which ComfyUI lists the file. Raises
+    DreamCacheError if `name` isn't valid or the file can't be written, and what `check` raises.
     """
     parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name)
     if prefix == name or not is_inside(parent, prefix):
-        raise DreamCacheError(outside(parent, name, "my_subject.safetensors"))
+        raise DreamCacheError(outside_message(parent, name, "my_subject.safetensors"))
     with TemporaryDirectory() as temporary:
         path = Path(temporary, Path(name).name)
         path.write_bytes(content)
@@ -97,13 +97,13 @@ def take_in(folder: str, name: str, content: bytes, check: Callable[[Path], obje
     return save_numbered(parent, prefix, lambda path: path.write_bytes(content)).relative_to(parent).as_posix()
 
 
-def _take_number(folder: Path, prefix: str) -> Path:
-    """Make the next number this process's, by an empty file of its name."""
+def _reserve_number(folder: Path, prefix: str) -> Path:
+    """Reserve the next free number by making an empty file. Returns its path."""
     while True:
         parent, name, number, *_ = folder_paths.get_save_image_path(prefix, str(folder))
         path = Path(parent, f"{name}_{number:05}_.safetensors")
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
-            continue  # Another process was faster.
+            continue  # Another process has just taken the number.
         return path

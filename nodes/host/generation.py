@@ -1,4 +1,4 @@
-"""Samples: what a person at the graph would draw with a model, an adapter and a reference, drawn without a graph."""
+"""Generation without a graph: the images that Apply DreamCache, KSampler and VAE Decode would give."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from .patching.apply import inject
 from .patching.injection import AnyAdapter, Injection, wrap_for_sampling
 from .reference import encode_reference
 
-OF_TRIPLETS = 4
-"""How many samples are drawn of a training's own triplets."""
+TRIPLET_SAMPLES = 4
+"""How many triplets, at most, a training's samples are taken from."""
 
 
 @dataclass(frozen=True)
-class SampleSettings:
-    """What KSampler, Empty Latent Image and Apply DreamCache are given. `resolution`: side of pictures, and of
-    references as the model reads them. `seed`: of each sample, so that it is the same whatever others are drawn with
-    it.
+class GenerationSettings:
+    """The inputs of KSampler, Empty Latent Image and Apply DreamCache.
+
+    `seed`: of each image's noise, so that an image doesn't depend on the others. `resolution`: side in pixels of images
+    and of encoded references. `negative`: the negative prompt. The other fields are inputs of these nodes.
     """
 
     seed: int = 0
@@ -48,8 +49,8 @@ class SampleSettings:
     end_percent: float = 1.0
     denoise: float = 1.0
 
-    def inject(self, model: ModelPatcher, adapter: AnyAdapter, cache: ReferenceCache, **how: Any) -> ModelPatcher:
-        """What Apply DreamCache gives. `how`: what else an Injection has."""
+    def inject(self, model: ModelPatcher, adapter: AnyAdapter, cache: ReferenceCache, **fields: Any) -> ModelPatcher:
+        """A clone of the model with these settings' Injection. `fields`: further fields of the Injection."""
         injection = Injection(
             adapter,
             cache,
@@ -57,35 +58,38 @@ class SampleSettings:
             start_percent=self.start_percent,
             end_percent=self.end_percent,
             image_guidance=self.image_guidance,
-            **how,
+            **fields,
         )
         return inject(model, injection)
 
 
-def to_sample(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
-    """`prompts`, or of some triplets their own if all are empty; and a reference of these triplets for each, as
-    `draw_samples` takes them.
+def choose_samples(triplets: Triplets, prompts: Sequence[str], resolution: int) -> tuple[list[str], list[torch.Tensor]]:
+    """Choose the prompts and the references of a training's samples, of equal number.
+
+    `prompts`: empty ones are left out; if none is left, prompts of a few triplets are taken. The references are those
+    of the same triplets, in turn, (height, width, 3), 0…1.
     """
-    numbers = range(0, len(triplets), math.ceil(len(triplets) / OF_TRIPLETS))
-    plain = [triplets.plain(number, resolution) for number in numbers]
+    indices = range(0, len(triplets), math.ceil(len(triplets) / TRIPLET_SAMPLES))
+    plain = [triplets.plain(index, resolution) for index in indices]
     chosen = [prompt.strip() for prompt in prompts if prompt.strip()] or [triplet.prompt for triplet in plain]
-    return chosen, [plain[number % len(plain)].reference.movedim(0, -1) for number in range(len(chosen))]
+    return chosen, [plain[index % len(plain)].reference.movedim(0, -1) for index in range(len(chosen))]
 
 
 @torch.no_grad()
-def draw_samples(
+def generate_samples(
     model: ModelPatcher,
     clip: comfy.sd.CLIP,
     vae: comfy.sd.VAE,
     adapter: AnyAdapter,
     prompts: Sequence[str],
     references: Sequence[torch.Tensor | None],
-    settings: SampleSettings,
+    settings: GenerationSettings,
 ) -> Iterator[torch.Tensor]:
-    """A picture of each prompt with the reference of its number: (height, width, 3), float32, 0…1, on the CPU.
+    """Generate an image for each prompt with its reference: (height, width, 3), 0…1, float32, on the CPU.
 
-    `adapter`: as Adapter Loader or wrap_for_sampling gives it. `references`: (height, width, 3), 0…1; None
-    draws what the model draws without one. A training whose U-Net this is must load it again before its next step.
+    `adapter`: from `wrap_for_sampling`. `references`: one for each prompt, (height, width, 3), 0…1; None generates
+    without a reference. ComfyUI may unload the U-Net in between, so a training has to load it again before its next
+    step.
     """
     side = settings.resolution
     channels = model.get_model_object("latent_format").latent_channels
@@ -98,25 +102,25 @@ def draw_samples(
     )
     negative = _encode(clip, settings.negative)
     for prompt, reference in zip(prompts, references, strict=True):
-        reading = model
+        injected = model
         if reference is not None:
             cache = encode_reference(model, vae, clip, reference.unsqueeze(0), resolution=side)
-            reading = settings.inject(model, adapter, cache)
-        yield draw(reading, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
+            injected = settings.inject(model, adapter, cache)
+        yield generate(injected, vae, _encode(clip, prompt), negative, {"samples": latent}, settings)[0]
 
 
-def draw(
+def generate(
     model: ModelPatcher,
     vae: comfy.sd.VAE,
     positive: list,
     negative: list,
     latent: Mapping[str, Any],
-    settings: SampleSettings,
+    settings: GenerationSettings,
     callback: Callable | None = None,
 ) -> torch.Tensor:
-    """What KSampler and VAE Decode give: (batch, height, width, 3), float32, 0…1, on the CPU.
+    """Sample and decode like KSampler and VAE Decode: (batch, height, width, 3), 0…1, float32, on the CPU.
 
-    `latent`: a LATENT. `callback`: called after each step, with its number first.
+    `positive`, `negative`: CONDITIONINGs. `latent`: a LATENT. `callback`: ComfyUI's, called after each step.
     """
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     samples = comfy.sample.sample(
@@ -140,18 +144,21 @@ def draw(
 
 @dataclass(frozen=True, eq=False)
 class SampleSheet:
-    """A contact sheet of the same samples whenever it is drawn. Arguments as of `draw_samples`."""
+    """A contact sheet of a training's samples: the same prompts, references and noise each time it is generated.
+
+    `references`: one for each prompt, (height, width, 3), 0…1.
+    """
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
     prompts: Sequence[str]
     references: Sequence[torch.Tensor]
-    settings: SampleSettings
+    settings: GenerationSettings
 
-    def draw(self, adapter: Adapter, label: str) -> Image.Image:
-        """With an adapter in training. `label`: of its column."""
-        drawn = draw_samples(
+    def generate(self, adapter: Adapter, label: str) -> Image.Image:
+        """The sheet with an adapter in training. `label`: of the column of generated images."""
+        generated = generate_samples(
             self.model,
             self.clip,
             self.vae,
@@ -161,7 +168,7 @@ class SampleSheet:
             self.settings,
         )
         rows = [
-            (to_image(reference), to_image(sample)) for reference, sample in zip(self.references, drawn, strict=True)
+            (to_image(reference), to_image(image)) for reference, image in zip(self.references, generated, strict=True)
         ]
         return contact_sheet(rows, self.prompts, ["reference", label])
 

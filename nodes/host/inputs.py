@@ -1,4 +1,4 @@
-"""Images and masks from other nodes, which come in several layouts, in one."""
+"""Images and masks from other nodes, which come in several layouts, in the layout that this pack uses."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from torch.nn import functional
 from ...dreamcache_core.errors import DreamCacheError
 
 
-def in_colours(image: torch.Tensor) -> torch.Tensor:
-    """Images as RGB, (batch, height, width, 3): alpha is dropped, and grey repeated."""
+def to_rgb(image: torch.Tensor) -> torch.Tensor:
+    """Images (batch, height, width, channels) as RGB, (batch, height, width, 3): drops alpha, repeats greyscale."""
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
 
 
 def as_masks(mask: torch.Tensor) -> torch.Tensor:
-    """A MASK as (masks, height, width), whatever dimensions it has before the last two."""
+    """A MASK with any number of leading dimensions as (masks, height, width)."""
     return mask.reshape(-1, *mask.shape[-2:])
 
 
 def as_region(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """An optional MASK as (masks, height, width)."""
+    """An optional MASK as the region of an Injection, (masks, height, width)."""
     return None if mask is None else as_masks(mask)
 
 
 def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_for_all: bool = True) -> None:
-    """Raise DreamCacheError unless there is one mask for each of `images` images, or one for all of them.
+    """Raise DreamCacheError unless there is one mask for each image, or one for all images.
 
-    `what`: the images in words. `one_for_all`: whether a single mask is allowed.
+    `images`: their number. `what`: the images in words, in the plural. `one_for_all`: whether one mask for all is
+    allowed.
     """
     masks = len(as_masks(mask))
     if masks == images or (masks == 1 and one_for_all):
@@ -36,8 +37,11 @@ def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_fo
     raise DreamCacheError(f"There are {masks} masks for {images} {what}: connect {needed}.")
 
 
-def masks_of(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Masks resized to the images, one for each: (batch, height, width)."""
+def fit_masks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Masks resized to the images, with one mask for each image: (batch, height, width).
+
+    `image`: (batch, height, width, channels). `mask`: one mask, or one for each image, of any size.
+    """
     mask = as_masks(mask).to(image).unsqueeze(1)
     mask = functional.interpolate(mask, size=image.shape[1:3], mode="bilinear").squeeze(1)
     return mask.expand(len(image), -1, -1)

@@ -1,4 +1,4 @@
-"""What a node says of itself while the graph is open."""
+"""Text on a node, which the front end shows until the graph is closed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from comfy_api.latest import io
 
 
 def show_text(node: type[io.ComfyNode], text: str) -> None:
-    """Show a text on a node that is running and has its `unique_id` among its hidden inputs, as long as the graph is
-    open.
-    """
-    # Here, for it brings in the whole server, which those who only import the pack don't run.
+    """Show a text on a node that is running. The node needs `unique_id` among its hidden inputs."""
+    # Imported here because it imports the whole server, which isn't there when only the pack is imported.
     from server import PromptServer
 
     if node.hidden.unique_id:

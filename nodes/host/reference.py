@@ -16,7 +16,7 @@ from ...dreamcache_core.reference.file import make_thumbnail
 from ...dreamcache_core.reference.image import resize_to_area, silhouette, subject_on_white
 from ...dreamcache_core.reference.masks import resize_mask
 from .base_model import check_clip, check_prompt_width, check_vae, structure_of, weights_of
-from .inputs import check_masks, in_colours, masks_of
+from .inputs import check_masks, fit_masks, to_rgb
 from .patching.caching_pass import record_references
 
 # The caching pass of the paper (section 3.1): almost no noise, and no prompt.
@@ -70,9 +70,9 @@ def _prepare(
     """The images to encode, (batch, height, width, 3), and the masks of their subjects, (batch, height, width)."""
     if not len(image):
         raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
-    image = in_colours(image)
+    image = to_rgb(image)
     if mask is None:
         return resize_to_area(image, resolution), None
     check_masks(mask, len(image))
-    mask = masks_of(image, mask)
+    mask = fit_masks(image, mask)
     return subject_on_white(image, mask, resolution), silhouette(mask, resolution)

@@ -1,19 +1,19 @@
-"""What the front end asks the server for: files, described without being loaded, and trainings.
+"""The routes of the front end: descriptions of files, from their headers, and the progress of trainings.
 
-    GET /dreamcache/adapters                    all of them: name → AdapterDescription
-    GET /dreamcache/adapters/<name>             one
-    GET /dreamcache/references                  all saved references: name → ReferenceDescription
-    GET /dreamcache/references/<name>           one
-    GET /dreamcache/thumbnails/<number>/<name>  a small JPEG of a saved reference, the first of which is number 0
-    POST /dreamcache/references/<name>          the body becomes a saved reference: {"name": what it is listed by}
-    GET /dreamcache/checkpoints/<name>          {"base_model": its family, or null if its header doesn't tell}
-    GET /dreamcache/curve?over_sampling&values  {"curve": the factors that DreamCache Strengths makes of these inputs,
-                                                 "problem": why there are none}; one of them is null
-    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a picture}
-    GET /dreamcache/samples/<step>/<name>       the picture of that step of a training, a PNG
+    GET /dreamcache/adapters                    name of each adapter → AdapterDescription
+    GET /dreamcache/adapters/<name>             AdapterDescription
+    GET /dreamcache/references                  name of each saved reference → ReferenceDescription
+    GET /dreamcache/references/<name>           ReferenceDescription
+    GET /dreamcache/thumbnails/<number>/<name>  JPEG: a thumbnail of a saved reference; numbers count from 0
+    POST /dreamcache/references/<name>          saves the body as a reference: {"name": its name in the list}
+    GET /dreamcache/checkpoints/<name>          {"base_model": the family, null if the header doesn't show it}
+    GET /dreamcache/curve?over_sampling&values  {"curve": the curve that DreamCache Strengths makes of these inputs,
+                                                 "problem": why there is none}; one of the two is null
+    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a sheet}
+    GET /dreamcache/samples/<step>/<name>       PNG: a training's sheet of samples after this step
 
-Names are those that ComfyUI lists in the `dreamcache`, `dreamcache_references` and `checkpoints` folders, and those of
-DreamCache Train Adapter. An error is {"error": a sentence}.
+The names of files are those that ComfyUI lists in the folders `dreamcache`, `dreamcache_references` and `checkpoints`;
+the name of a training is the input `name` of DreamCache Train Adapter. An error is {"error": a sentence}.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from aiohttp import web
 from ...dreamcache_core.adapter.file import AdapterDescription, describe_adapter
 from ...dreamcache_core.adapter.strengths import CURVES, LIST, make_curve
 from ...dreamcache_core.errors import DreamCacheError
-from ...dreamcache_core.figures.loss_curve import read_loss_curve
+from ...dreamcache_core.figures.loss_curve import make_loss_curve
 from ...dreamcache_core.io.base_checkpoint import checkpoint_family
 from ...dreamcache_core.io.catalogue import Catalogue
 from ...dreamcache_core.reference.file import describe_references, read_thumbnails
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from .adapters import SELF_ATTENTION
-from .folders import ADAPTERS, REFERENCES, is_inside, take_in, trainings_folder
+from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
 
 PREFIX = "/dreamcache"
 
 
 def register_routes() -> None:
-    """Add the routes to the server, if there is one."""
-    # Here, for it brings in the whole server, which those who only import the pack don't run.
+    """Add the routes to the running server, if there is one."""
+    # Imported here because it imports the whole server, which isn't there when only the pack is imported.
     from server import PromptServer
 
     if hasattr(PromptServer, "instance"):
@@ -51,11 +51,12 @@ def register_routes() -> None:
 
 
 def add_routes(routes: web.RouteTableDef) -> None:
+    """Add all routes to a table."""
     own_attention = {name: AdapterDescription(0, adapter.description) for name, adapter in SELF_ATTENTION.items()}
     _describe_files(routes, "adapters", ADAPTERS, Catalogue(describe_adapter), own_attention)
     _describe_files(routes, "references", REFERENCES, Catalogue(describe_references))
 
-    # Files are read in threads: a disk may be slow, and the server answers others meanwhile.
+    # Files are read in threads, so that a slow disk doesn't block other requests.
     @routes.get(f"{PREFIX}/thumbnails/{{number:\\d+}}/{{name:.+}}")
     async def thumbnail(request: web.Request) -> web.Response:
         path = await asyncio.to_thread(_path, REFERENCES, request.match_info["name"])
@@ -119,7 +120,7 @@ def _describe_files(
     catalogue: Catalogue[Any],
     without_file: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add the routes that describe all files of a models folder, or one of them.
+    """Add the routes that describe the files of a models folder. `what`: the route's last part. `folder`: its name.
 
     `without_file`: descriptions of what a list has beside files, by name.
     """
@@ -145,7 +146,7 @@ def _describe_files(
 
 
 def _path(folder: str, name: str) -> Path:
-    """The file of a name that ComfyUI lists, so that no other can be named."""
+    """The path of a file by the name that ComfyUI lists; no other file can be reached. Raises HTTPNotFound."""
     path = folder_paths.get_full_path(folder, name) if name in folder_paths.get_filename_list(folder) else None
     if path is None:
         raise _not_found(f"There is no file {name} in the {folder} folder.")
@@ -165,27 +166,28 @@ def _save_reference(name: str, content: bytes) -> str:
         if problem:
             raise DreamCacheError(problem)
 
-    return take_in(REFERENCES, name, content, check)
+    return import_file(REFERENCES, name, content, check)
 
 
 def _training(name: str) -> TrainingFolder:
-    """The training of a name, whether it has begun or not; no folder elsewhere can be named."""
+    """The folder of a training, which need not exist; no folder elsewhere can be reached. Raises HTTPNotFound."""
     if not is_inside(trainings_folder(), name):
         raise _not_found(f"{name} is no name of a training.")
     return TrainingFolder(trainings_folder() / name)
 
 
 def _describe_training(folder: TrainingFolder, steps: Mapping[str, int]) -> dict[str, Any]:
-    return {"curve": read_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
+    return {"curve": make_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
 
 
 def _not_found(message: str) -> web.HTTPNotFound:
-    return web.HTTPNotFound(**_said(message))
+    return web.HTTPNotFound(**_error(message))
 
 
 def _bad_request(message: str) -> web.HTTPBadRequest:
-    return web.HTTPBadRequest(**_said(message))
+    return web.HTTPBadRequest(**_error(message))
 
 
-def _said(message: str) -> dict[str, Any]:
+def _error(message: str) -> dict[str, Any]:
+    """The arguments of a response that carries an error message as JSON."""
     return {"text": json.dumps({"error": message}), "content_type": "application/json"}

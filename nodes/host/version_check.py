@@ -1,15 +1,15 @@
-"""Whether ComfyUI is new enough, told before anything of the pack is imported that an older one hasn't got."""
+"""Checks ComfyUI's version, before the pack imports anything that older versions lack."""
 
 from __future__ import annotations
 
 import re
 
 OLDEST_COMFYUI = "0.16.3"
-"""As in pyproject.toml."""
+"""The same as in pyproject.toml."""
 
 
 def check_comfyui(version: str) -> None:
-    """Raises ImportError, which ComfyUI shows where it starts, if `version` is older than OLDEST_COMFYUI."""
+    """Raise ImportError if `version` is older than OLDEST_COMFYUI. ComfyUI logs the message when it starts."""
     if _numbers(version) < _numbers(OLDEST_COMFYUI):
         raise ImportError(f"DreamCache needs ComfyUI {OLDEST_COMFYUI} or newer, and this is {version}: update ComfyUI.")
 

@@ -187,7 +187,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     import torch
     from benchmarks.speed.page import ENCODING, VISION
     from comfy.clip_vision import load as load_vision
-    from dreamcache.dreamcache_core.evaluation.subjects import load_picture
+    from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image
     from dreamcache.dreamcache_core.reference.file import load_references, save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
     from dreamcache.nodes.encode_reference import DreamCacheEncodeReference
@@ -196,7 +196,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
     from harness.generated_weights import write_clip_vision
     from harness.workflow_prompt import PHOTOGRAPH
 
-    image = load_picture(PHOTOGRAPH).image.unsqueeze(0)
+    image = load_masked_image(PHOTOGRAPH).image.unsqueeze(0)
     latent = torch.zeros(1, 4, 64, 64)
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
 

@@ -174,5 +174,7 @@ class _SummedLayer(AdapterLayer):
         super().__init__(*args, **kwargs)
         del self.linear_cat
 
-    def forward(self, x: Any, self_attention: Any, key: Any, value: Any, attention: Any = attend) -> torch.Tensor:
-        return self.to_out(self._attend(x, key, value, attention))
+    def forward(
+        self, x: Any, self_attention: Any, key: Any, value: Any, attention: Any = attend, bias: Any = None
+    ) -> torch.Tensor:
+        return self.to_out(self._attend(x, key, value, attention, bias))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.nodes.host.demo_network import DemoNetworks
-from dreamcache.nodes.host.generation import SampleSettings, draw
+from dreamcache.nodes.host.generation import GenerationSettings, generate
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.reference import encode_reference
 from PIL import Image
@@ -25,7 +26,7 @@ from .scenes import SEEN, augmented_reference, reference, seen
 from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
-SAMPLING = SampleSettings(steps=25, cfg=3.5, sampler="dpmpp_2m", scheduler="normal", resolution=SIZE)
+SAMPLING = GenerationSettings(steps=25, cfg=3.5, sampler="dpmpp_2m", scheduler="normal", resolution=SIZE)
 IMAGE_GUIDANCE = 5.0
 """What the template sets Apply DreamCache to."""
 TOGETHER = 24
@@ -196,11 +197,11 @@ class Studio:
         adapter: ModelPatcher | None = None,
         seed: int = 0,
         variant: Variant = AS_IT_SHIPS,
-        **changes: float,
+        **changes: Any,
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
-        `variant`: of the adapter, which says how references are cached for it. `changes`: of SampleSettings.
+        `variant`: of the adapter, which says how references are cached for it. `changes`: of GenerationSettings.
         """
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
@@ -257,10 +258,10 @@ class Studio:
         )
 
     def _draw(
-        self, model: ModelPatcher, positive: list, width: int, settings: SampleSettings, batch: int = 1
+        self, model: ModelPatcher, positive: list, width: int, settings: GenerationSettings, batch: int = 1
     ) -> list[np.ndarray]:
         latent = {"samples": torch.zeros(batch, 4, SIZE // 8, width // 8)}
-        drawn = draw(model, self.networks.vae, positive, self._encode([""]), latent, settings)
+        drawn = generate(model, self.networks.vae, positive, self._encode([""]), latent, settings)
         return list((drawn.clamp(0, 1) * 255).round().byte().numpy())
 
     def _encode(self, prompts: Sequence[str]) -> list:

@@ -24,17 +24,17 @@ def test_maps_are_the_whole_attention_however_it_is_cut() -> None:
     for at_once in (1, 10_000):
         maps = attention_maps(query, key, heads, region, kept, torch.cat([bias, torch.zeros(2)]), at_once)
         for seen, tokens, share, attention in zip(maps, kept, of_each, whole.split(counts, dim=1), strict=True):
-            torch.testing.assert_close(seen.looked_at[tokens], share)
-            assert not seen.looked_at[~tokens].any()
+            torch.testing.assert_close(seen.over_reference[tokens], share)
+            assert not seen.over_reference[~tokens].any()
             rows, columns = tokens.nonzero(as_tuple=True)
             places = torch.stack([(rows + 0.5) / tokens.shape[0], (columns + 0.5) / tokens.shape[1]], dim=1)
             expected = torch.cat([attention.sum(1, keepdim=True), attention @ places], dim=1).reshape(3, 4, 3)
-            torch.testing.assert_close(seen.seen, expected * region.unsqueeze(-1))
+            torch.testing.assert_close(seen.over_image, expected * region.unsqueeze(-1))
 
 
 def test_a_mean_of_layers_is_as_fine_as_the_finest_and_what_is_looked_at_is_still_all() -> None:
     coarse = AttentionMap(torch.tensor([[[1.0, 0.5, 0.25]]]), torch.tensor([[1.0]]))
     fine = AttentionMap(torch.zeros(2, 2, 3), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     mean = mean_map([coarse, fine])
-    assert torch.equal(mean.seen, torch.tensor([0.5, 0.25, 0.125]).expand(2, 2, 3))
-    assert torch.equal(mean.looked_at, torch.tensor([[0.625, 0.125], [0.125, 0.125]]))
+    assert torch.equal(mean.over_image, torch.tensor([0.5, 0.25, 0.125]).expand(2, 2, 3))
+    assert torch.equal(mean.over_reference, torch.tensor([[0.625, 0.125], [0.125, 0.125]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer
-from dreamcache.dreamcache_core.evaluation.metrics import Picture, SubjectMeasure, Yardsticks, mean_scores
+from dreamcache.dreamcache_core.evaluation.metrics import MaskedImage, MetricNetworks, SubjectMetrics, mean_scores
 from dreamcache.dreamcache_core.io.images import to_tensor
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
@@ -37,8 +37,8 @@ class ByVisionTransformer:
         return self._network(self._network.preprocess(image.unsqueeze(0)))[0]
 
 
-def plain(*colour: float, mask: torch.Tensor | None = None) -> Picture:
-    return Picture(torch.tensor(colour, dtype=torch.float32).expand(4, 4, 3), mask)
+def plain(*colour: float, mask: torch.Tensor | None = None) -> MaskedImage:
+    return MaskedImage(torch.tensor(colour, dtype=torch.float32).expand(4, 4, 3), mask)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def photograph() -> torch.Tensor:
 
 
 def test_scores_are_mean_cosines_with_all_references_and_with_the_prompt() -> None:
-    yardsticks = Yardsticks(dino=ByColour(), clip=ByColour(), prompts=ByColour())
-    measure = SubjectMeasure(yardsticks, [plain(1, 0, 0), plain(0, 0.5, 0)])
+    networks = MetricNetworks(dino=ByColour(), clip_image=ByColour(), clip_text=ByColour())
+    metrics = SubjectMetrics(networks, [plain(1, 0, 0), plain(0, 0.5, 0)])
     # Cosines of (3, 4, 0) / 5 with red and with green.
-    scores = measure.measure(plain(0.6, 0.8, 0), "green")
+    scores = metrics.measure(plain(0.6, 0.8, 0), "green")
     assert scores == pytest.approx({"DINO": 0.7, "CLIP-I": 0.7, "CLIP-T": 0.8})
     assert mean_scores([scores, {"DINO": 0.1}]) == pytest.approx({"DINO": 0.4, "CLIP-I": 0.7, "CLIP-T": 0.8})
 
@@ -58,29 +58,29 @@ def test_scores_are_mean_cosines_with_all_references_and_with_the_prompt() -> No
 def test_masked_scores_are_of_the_subject_on_white() -> None:
     half = torch.zeros(4, 4)
     half[:, :2] = 1
-    measure = SubjectMeasure(Yardsticks(dino=ByColour()), [plain(1, 0, 0, mask=half), plain(0, 0, 1)])
+    metrics = SubjectMetrics(MetricNetworks(dino=ByColour()), [plain(1, 0, 0, mask=half), plain(0, 0, 1)])
     # Half red, half white is (2, 1, 1) / √6; half green, half white (1, 2, 1) / √6. The second reference has no mask.
-    scores = measure.measure(plain(0, 1, 0, mask=half))
+    scores = metrics.measure(plain(0, 1, 0, mask=half))
     assert scores == pytest.approx({"DINO": 0, "DINO masked": 5 / 6}, abs=1e-6)
 
 
 def test_only_what_can_be_measured_is() -> None:
-    measure = SubjectMeasure(Yardsticks(clip=ByColour(), prompts=ByColour()), [plain(1, 0, 0)])
-    assert measure.measure(plain(1, 0, 0, mask=torch.ones(4, 4))).keys() == {"CLIP-I"}
+    metrics = SubjectMetrics(MetricNetworks(clip_image=ByColour(), clip_text=ByColour()), [plain(1, 0, 0)])
+    assert metrics.measure(plain(1, 0, 0, mask=torch.ones(4, 4))).keys() == {"CLIP-I"}
     with pytest.raises(DreamCacheError, match="no reference"):
-        SubjectMeasure(Yardsticks(dino=ByColour()), [])
+        SubjectMetrics(MetricNetworks(dino=ByColour()), [])
 
 
 def test_a_picture_is_like_itself_and_masked_it_is_whatever_its_background(photograph: torch.Tensor) -> None:
     mask = torch.zeros(photograph.shape[:2])
     mask[100:300, 200:400] = 1
-    reference = Picture(photograph, mask)
-    measure = SubjectMeasure(Yardsticks(dino=ByVisionTransformer()), [reference])
-    assert measure.measure(reference) == pytest.approx({"DINO": 1, "DINO masked": 1})
+    reference = MaskedImage(photograph, mask)
+    metrics = SubjectMetrics(MetricNetworks(dino=ByVisionTransformer()), [reference])
+    assert metrics.measure(reference) == pytest.approx({"DINO": 1, "DINO masked": 1})
 
     elsewhere = torch.where(mask.bool().unsqueeze(-1), photograph, photograph.flip(0, 1, 2))
-    scores = measure.measure(Picture(elsewhere, mask))
+    scores = metrics.measure(MaskedImage(elsewhere, mask))
     assert scores["DINO masked"] == pytest.approx(1)
     assert scores["DINO"] < 0.99
     another = torch.where(mask.bool().unsqueeze(-1), photograph.flip(0, 1, 2), photograph)
-    assert measure.measure(Picture(another, mask))["DINO masked"] < 0.99
+    assert metrics.measure(MaskedImage(another, mask))["DINO masked"] < 0.99

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.evaluation.subjects import load_picture, open_subjects
+from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image, open_subjects
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 
@@ -59,7 +59,7 @@ def test_subjects_are_folders_of_pictures_with_prompts_and_a_class(dataset: Path
         ("a coffee cup in the jungle", "a red coffee cup"),
     )
     assert (dog.class_name, [path.name for path in dog.references]) == ("dog", ["00.jpg", "01.jpg"])
-    first, second = map(load_picture, dog.references)
+    first, second = map(load_masked_image, dog.references)
     assert first.mask is not None
     assert (first.mask.shape, first.mask.mean()) == ((200, 200), 0.25)
     assert second.mask is None

@@ -28,7 +28,7 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching import blocks
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.attention_probe import probe_attention
-from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.caching_pass import record_references, weights_key
 from dreamcache.nodes.host.patching.injection import Injection
 from support.graph import difference
 from support.miniature import models
@@ -114,8 +114,10 @@ def test_it_is_reference_only(structure: str, adapter: SelfAttentionAdapter) -> 
     setting = Setting(structure)
     cache = setting.cache()
     (batch,) = cache.batches
+    assert batch.caching_input
     plain_form = reference_only(setting, batch.caching_input, adapter)
-    for how in ({}, {"sampler": "heun", "scheduler": "karras", "steps": 3}):
+    settings: list[dict[str, Any]] = [{}, {"sampler": "heun", "scheduler": "karras", "steps": 3}]
+    for how in settings:
         ours = setting.sample(setting.injected(cache, adapter), **how)
         assert difference(ours, setting.sample(plain_form, **how)) < EXACT
         assert difference(ours, setting.sample(setting.model, **how)) > 100 * EXACT
@@ -150,12 +152,12 @@ def test_fewer_noise_levels_are_nearly_the_same(setting: Setting) -> None:
     exact = setting.sample(setting.injected(cache), steps=steps)
     effect = difference(exact, setting.sample(setting.model, steps=steps))
     (batch,) = cache.batches
-    sigmas = [sigma for _, sigma in batch.noise_levels._levels]
+    weights = weights_key(setting.model)
     off = []
     for kept in (10, 5, 2, 1):
         few = NoiseLevels()
-        for sigma in sigmas[:: 10 // kept]:
-            few.add(sigma, setting.model.patches_uuid, batch.noise_levels._levels[setting.model.patches_uuid, sigma])
+        for sigma in batch.noise_levels.sigmas(weights)[:: 10 // kept]:
+            few.add(sigma, weights, batch.noise_levels.nearest(sigma, weights))
         nearest = SelfAttentionAdapter(reuse_within=math.inf)
         approximate = ReferenceCache((replace(batch, noise_levels=few),))
         off.append(difference(setting.sample(setting.injected(approximate, nearest), steps=steps), exact) / effect)
@@ -295,9 +297,9 @@ def test_attention_maps_share_the_attention_with_the_image_itself(setting: Setti
     (maps,) = probe.maps(injection, 0)
     assert set(maps) == {layer.name for layer in injection.layers}
     for seen in maps.values():
-        share = seen.seen[..., 0]
+        share = seen.over_image[..., 0]
         assert float(share.min()) > 0 and float(share.max()) < 1
-        torch.testing.assert_close(seen.looked_at.sum(), torch.tensor(1.0))
+        torch.testing.assert_close(seen.over_reference.sum(), torch.tensor(1.0))
 
 
 def test_image_guidance_is_reference_onlys_style_fidelity(setting: Setting) -> None:

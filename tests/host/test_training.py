@@ -27,7 +27,7 @@ from dreamcache.dreamcache_core.training.trainer import Trainer
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
-from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
 from dreamcache.nodes.host.patching.training import attending_to, make_trainable
@@ -274,7 +274,7 @@ def test_parts_of_a_batch_and_checkpointing_give_the_same_step() -> None:
 
 def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
     (reference,) = pictures([7]).movedim(1, -1)
-    settings = SampleSettings(steps=2, resolution=64)
+    settings = GenerationSettings(steps=2, resolution=64)
 
     def train(draws: bool) -> tuple[Trainer, list[torch.Tensor]]:
         model, vae, clip, adapter = models.unet_patcher("sd15"), models.vae(), models.clip("sd15"), new_adapter()
@@ -286,7 +286,7 @@ def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:
             trainer.train([batch(step)])
             if draws:
                 averaged = wrap_for_sampling(trainer.averaged_adapter())
-                drawn += draw_samples(model, clip, vae, averaged, ["a dog"], [reference], settings)
+                drawn += generate_samples(model, clip, vae, averaged, ["a dog"], [reference], settings)
                 base.load()
         return trainer, drawn
 

@@ -57,8 +57,8 @@ def test_what_is_watched_is_the_attention_of_the_adapter_to_what_it_reads(studio
         maps = probed(studio, injection).maps(injection, 1)
         whole = naive(made["to_q"][1], made["to_k"][0], adapter.heads, injection.cache.bias(layer)[0])
         # 4×6 tokens of each, of which the first reference's left half is read.
-        looked_at = [each[layer].looked_at for each in maps]
-        expected = [looked_at[0][:, :3], *looked_at[1:]]
+        received = [each[layer].over_reference for each in maps]
+        expected = [received[0][:, :3], *received[1:]]
         torch.testing.assert_close(torch.cat([each.flatten() for each in expected]), whole.mean(0))
         assert [set(each) for each in maps] == [{own.name for own in studio.adapter.model.layers}] * 3
     finally:
@@ -76,10 +76,10 @@ def test_each_latent_looks_at_its_own_reference_and_only_where_one_asks(studio: 
         alone = studio.injection(cache=cache)
         (expected,) = probed(studio, alone, prompts=2, region=LEFT_HALF).maps(alone, number)
         (maps,) = both.maps(paired, number)
-        for layer, seen in maps.items():
-            torch.testing.assert_close(seen.seen, expected[layer].seen)
-            torch.testing.assert_close(seen.looked_at, expected[layer].looked_at)
-        share = maps["output_blocks.10.1"].seen[..., 0]
+        for layer, each in maps.items():
+            torch.testing.assert_close(each.over_image, expected[layer].over_image)
+            torch.testing.assert_close(each.over_reference, expected[layer].over_reference)
+        share = maps["output_blocks.10.1"].over_image[..., 0]
         torch.testing.assert_close(share, LEFT_HALF[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.figures.comparison import compare, read_values
+from dreamcache.dreamcache_core.figures.comparison import make_comparison, parse_values
 from dreamcache.dreamcache_core.io.images import to_tensor
 from harness.comfyui_server import ComfyUIServer
 from PIL import Image
@@ -19,19 +19,19 @@ SETTINGS |= {"sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "ce
 
 
 def test_columns_have_the_first_setting_with_several_values_and_rows_all_combinations_of_the_rest() -> None:
-    table = compare({"strength": (1.0,), "guidance": (1.0, 2.5), "seed": (0, 2**60 + 1), "steps": (4, 8)})
+    table = make_comparison({"strength": (1.0,), "guidance": (1.0, 2.5), "seed": (0, 2**60 + 1), "steps": (4, 8)})
     assert table.column_labels == ["guidance 1", "guidance 2.5"]
     assert [(row["seed"], row["steps"]) for row in table.rows] == list(itertools.product((0, 2**60 + 1), (4, 8)))
     assert table.row_labels[2] == f"seed {2**60 + 1}, steps 4"
     assert all(row["strength"] == 1 for row in table.rows)
-    alone = compare({"strength": (1.0,), "seed": (0,)})
+    alone = make_comparison({"strength": (1.0,), "seed": (0,)})
     assert (alone.row_labels, alone.column_labels) == ([""], [""])
 
 
 @pytest.mark.parametrize("text", ["", "a lot", "0, 3", "1 -1", "0.5"])
 def test_what_is_no_list_is_refused(text: str) -> None:
     with pytest.raises(DreamCacheError, match="whole numbers from 0 to 2"):
-        read_values("seed", text, 0, 2, whole=True)
+        parse_values("seed", text, 0, 2, whole=True)
 
 
 def test_every_place_holds_what_apply_dreamcache_draws_with_its_settings(server: ComfyUIServer) -> None:

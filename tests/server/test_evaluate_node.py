@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from dreamcache.dreamcache_core.evaluation.metrics import METRICS, Picture, SubjectMeasure, Yardsticks
+from dreamcache.dreamcache_core.evaluation.metrics import METRICS, MaskedImage, MetricNetworks, SubjectMetrics
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.nodes.host import encoders
 from harness.comfyui_server import ComfyUIServer, Result
@@ -59,14 +59,14 @@ def test_a_graphs_pictures_are_measured(server: ComfyUIServer, tmp_path: Path) -
     scores.connect(mask=output(scores.image, 1), reference_mask=output(scores.reference, 1))
     (summary, *_, dino, clip_i, clip_t, _, _), result = scores.run()
 
-    clip = encoders.clip_images(models.clip_vision("sd15"))
-    text = encoders.TextEncoder(models.clip("sd15"), clip)
-    yardsticks = Yardsticks(encoders.load_dino(server.base / "models" / "clip_vision" / DINO), clip, text)
+    clip = encoders.clip_image_encoder(models.clip_vision("sd15"))
+    text = encoders.ClipTextEncoder(models.clip("sd15"), clip)
+    networks = MetricNetworks(encoders.load_dino(server.base / "models" / "clip_vision" / DINO), clip, text)
     drawn, reference = (
-        Picture(to_tensor(Image.open(path).convert("RGB")))
+        MaskedImage(to_tensor(Image.open(path).convert("RGB")))
         for path in (server.base / "input" / name for name in ("example.png", REFERENCE))
     )
-    expected = SubjectMeasure(yardsticks, [reference]).measure(drawn, "a dog on a beach")
+    expected = SubjectMetrics(networks, [reference]).measure(drawn, "a dog on a beach")
     told = {"DINO": float(dino), "CLIP-I": float(clip_i), "CLIP-T": float(clip_t)}
     assert told == pytest.approx(expected, abs=1e-3)
     assert summary.startswith(f"DINO {told['DINO']:.3f}, CLIP-I {told['CLIP-I']:.3f}, CLIP-T ")

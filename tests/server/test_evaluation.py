@@ -13,11 +13,13 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluate import draw_all
-from dreamcache.dreamcache_core.evaluation.metrics import SubjectMeasure, Yardsticks
-from dreamcache.dreamcache_core.evaluation.results import measure_drawings, plan_drawings, save_evaluation
-from dreamcache.dreamcache_core.evaluation.subjects import load_picture, open_subjects
+from dreamcache.dreamcache_core.evaluation.generated_images import plan_images
+from dreamcache.dreamcache_core.evaluation.measurement import measure_images
+from dreamcache.dreamcache_core.evaluation.metrics import MetricNetworks, SubjectMetrics
+from dreamcache.dreamcache_core.evaluation.results import save_evaluation
+from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image, open_subjects
 from dreamcache.nodes.host import encoders
-from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
@@ -25,7 +27,7 @@ from support.graph import adapter_file
 from support.miniature import models
 from support.small_networks import new_dino, write
 
-SETTINGS = SampleSettings(steps=2, resolution=64)
+SETTINGS = GenerationSettings(steps=2, resolution=64)
 
 
 @pytest.fixture
@@ -46,35 +48,35 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Yardsticks:
+def networks(tmp_path_factory: pytest.TempPathFactory) -> MetricNetworks:
     dino = encoders.load_dino(write(new_dino(), tmp_path_factory.mktemp("networks") / "dino.safetensors"))
-    clip = encoders.clip_images(models.clip_vision("sd15"))
-    return Yardsticks(dino, clip, encoders.TextEncoder(models.clip("sd15"), clip))
+    clip = encoders.clip_image_encoder(models.clip_vision("sd15"))
+    return MetricNetworks(dino, clip, encoders.ClipTextEncoder(models.clip("sd15"), clip))
 
 
 def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
-    server, dataset: Path, yardsticks: Yardsticks, tmp_path: Path
+    server, dataset: Path, networks: MetricNetworks, tmp_path: Path
 ) -> None:
     subjects, folder = open_subjects(dataset), tmp_path / "drawn"
     adapter = load_adapter(server.base / "models" / "dreamcache" / adapter_file(server, "sd15")).adapter
     mini = models.unet_patcher("sd15"), models.clip("sd15"), models.vae(), wrap_for_sampling(adapter)
-    drawing_by = SETTINGS, partial(draw_samples, *mini)
-    drawings = plan_drawings(subjects, 2, folder, {"steps": 2})
-    assert len(drawings) == 2 * 2 * 2
-    for _ in zip(range(3), draw_all(drawings, subjects, folder, *drawing_by), strict=False):
+    generation = SETTINGS, partial(generate_samples, *mini)
+    images = plan_images(subjects, 2, folder, {"steps": 2})
+    assert len(images) == 2 * 2 * 2
+    for _ in zip(range(3), draw_all(images, subjects, folder, *generation), strict=False):
         pass  # Stopped in the midst of it,
-    drawings = plan_drawings(subjects, 2, folder, {"steps": 2})
-    assert len(drawings) == 8 - 3  # it goes on where it stopped.
-    assert list(draw_all(drawings, subjects, folder, *drawing_by)) == drawings
-    assert not plan_drawings(subjects, 2, folder, {"steps": 2})
+    images = plan_images(subjects, 2, folder, {"steps": 2})
+    assert len(images) == 8 - 3  # it goes on where it stopped.
+    assert list(draw_all(images, subjects, folder, *generation)) == images
+    assert not plan_images(subjects, 2, folder, {"steps": 2})
     with pytest.raises(DreamCacheError, match="drawn with another steps: choose another folder"):
-        plan_drawings(subjects, 2, folder, {"steps": 3})
+        plan_images(subjects, 2, folder, {"steps": 3})
     others = [replace(subject, prompts=subject.prompts[::-1]) for subject in subjects]
     with pytest.raises(DreamCacheError, match="was drawn from another prompt than the subject has now"):
-        plan_drawings(others, 2, folder, {"steps": 2})
+        plan_images(others, 2, folder, {"steps": 2})
 
     heard = []
-    evaluation = measure_drawings(folder, subjects, yardsticks, on_progress=lambda *done: heard.append(done))
+    evaluation = measure_images(folder, subjects, networks, on_progress=lambda *done: heard.append(done))
     assert heard[-1] == (8, 8)
     save_evaluation(evaluation, folder, tmp_path / "results")
     results = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
@@ -86,8 +88,10 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
     # What is told of one picture is what it measures.
     told = dog["drawings"][1]
     assert (told["file"], told["prompt"], told["seed"]) == ("dog2/01_0.png", "a red dog", 0)
-    references = [load_picture(path) for path in subjects[1].references]
-    measured = SubjectMeasure(yardsticks, references).measure(load_picture(folder / "dog2" / "01_0.png"), "a red dog")
+    references = [load_masked_image(path) for path in subjects[1].references]
+    measured = SubjectMetrics(networks, references).measure(
+        load_masked_image(folder / "dog2" / "01_0.png"), "a red dog"
+    )
     assert told["scores"] == pytest.approx(measured, abs=1e-5)
     for metric in ("DINO", "CLIP-I", "CLIP-T"):
         means = [subject["mean"][metric] for subject in (cup, dog)]
@@ -102,7 +106,7 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
 
 
 def test_pictures_made_elsewhere_are_measured_and_masks_are_found_where_there_are_none(
-    dataset: Path, yardsticks: Yardsticks, tmp_path: Path
+    dataset: Path, networks: MetricNetworks, tmp_path: Path
 ) -> None:
     """The subject's own pictures, so that one knows the scores."""
     folder = tmp_path / "elsewhere"
@@ -116,11 +120,11 @@ def test_pictures_made_elsewhere_are_measured_and_masks_are_found_where_there_ar
 
     def find_mask(image: torch.Tensor) -> torch.Tensor:
         asked.append(image.shape)
-        mask = load_picture(dataset / "dog2" / "00.jpg").mask
+        mask = load_masked_image(dataset / "dog2" / "00.jpg").mask
         assert mask is not None
         return mask
 
-    evaluation = measure_drawings(folder, open_subjects(dataset), yardsticks, find_mask)
+    evaluation = measure_images(folder, open_subjects(dataset), networks, find_mask)
     assert asked == [(200, 200, 3)]
     assert evaluation.missing == ("coffee_cup",)
     assert {name: score for name, score in evaluation.mean.items() if name != "CLIP-T"} == pytest.approx(
@@ -129,13 +133,13 @@ def test_pictures_made_elsewhere_are_measured_and_masks_are_found_where_there_ar
 
 
 def test_manifests_that_tell_of_no_pictures_are_refused_in_a_sentence(
-    dataset: Path, yardsticks: Yardsticks, tmp_path: Path
+    dataset: Path, networks: MetricNetworks, tmp_path: Path
 ) -> None:
     subjects, manifest = open_subjects(dataset), tmp_path / "manifest.jsonl"
 
     def refusal() -> str:
         with pytest.raises(DreamCacheError) as raised:
-            measure_drawings(tmp_path, subjects, yardsticks)
+            measure_images(tmp_path, subjects, networks)
         return str(raised.value)
 
     assert "has no manifest.jsonl: draw into it first" in refusal()

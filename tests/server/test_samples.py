@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
-from dreamcache.nodes.host.generation import SampleSettings, draw_samples
+from dreamcache.nodes.host.generation import GenerationSettings, generate_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
 from harness import environment
 from PIL import Image
 from support.graph import Scene
 from support.miniature import models
 
-SAMPLES = SampleSettings(seed=5, steps=3, cfg=4.0, resolution=128, negative="blurry")
+SAMPLES = GenerationSettings(seed=5, steps=3, cfg=4.0, resolution=128, negative="blurry")
 
 
 def test_a_sample_is_what_apply_dreamcache_draws(server, tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_sample_is_what_apply_dreamcache_draws(server, tmp_path: Path) -> None
     file = load_adapter(server.base / "models" / "dreamcache" / "sd15.safetensors")
     model, adapter = models.unet_patcher("sd15"), wrap_for_sampling(file.adapter)
     prompts, references = ["a dog on a beach"] * 2, [reference, None]
-    with_reference, without = draw_samples(
+    with_reference, without = generate_samples(
         model, models.clip("sd15"), models.vae(), adapter, prompts, references, SAMPLES
     )
     torch.testing.assert_close(to_tensor(to_image(with_reference)), drawn, rtol=0, atol=2 / 255)

@@ -10,9 +10,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from ..base_model import structure_of
-from .blocks import patch_blocks
+from .blocks import BlockHooks
 from .guidance import guide_by_image
-from .injection import Injection
+from .injection import Injection, injections_on
 from .options import KEY
 from .sampling import begin_run, begin_step
 
@@ -36,7 +36,8 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
         return model
     options = model.model_options["transformer_options"]
     options[KEY] = (*options.get(KEY, ()), injection)
-    patch_blocks(model, injection.layers)
+    layers = dict.fromkeys(layer for one in injections_on(model) for layer in one.layers)
+    model.set_injections(KEY, [BlockHooks(tuple(layers)).injection])
     if not model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, begin_run)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, begin_step)

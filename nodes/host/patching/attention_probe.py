@@ -78,7 +78,7 @@ class AttentionProbe:
                     weights.reshape(size),
                     [kept[row % len(kept)]] if injection.cache.per_latent else kept,
                     None if bias is None else bias[row % len(bias), 0],
-                    own,
+                    own_key=own,
                 )
                 self.found.setdefault((injection, layer, row % latents), []).append(maps)
             return output

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import PatcherInjection
+from torch.utils.hooks import RemovableHandle
 
 from ....dreamcache_core.adapter.network import AdapterLayer, Attention
 from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter, SelfAttentionLayer
@@ -19,45 +19,60 @@ from .options import Options
 from .run_state import CachedKeysValues, RunState, active_injections, run_state
 
 
-def patch_blocks(model: ModelPatcher, layers: tuple[TransformerLayer, ...]) -> None:
-    """Let the first block of these transformers attend to whatever references its options name."""
-    for layer in layers:
-        name = f"diffusion_model.{layer.name}.transformer_blocks.0.forward"
-        forward = model.get_model_object(name)
-        if not isinstance(forward, _InjectedForward):
+class BlockHooks:
+    """Lets the first block of adapted transformers attend to the references that its options name, while a model is
+    loaded.
+
+    Hooks work whatever other nodes put in place of a block's forward, in whatever order, and leave it alone.
+    """
+
+    def __init__(self, layers: tuple[TransformerLayer, ...]) -> None:
+        self._layers = layers
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def injection(self) -> PatcherInjection:
+        """Puts the hooks on a network and takes them off again, as ComfyUI loads and unloads it."""
+        return PatcherInjection(self._put_on, self._take_off)
+
+    def _put_on(self, model: ModelPatcher) -> None:
+        self._take_off(model)
+        for layer in self._layers:
             transformer = model.get_model_object(f"diffusion_model.{layer.name}")
-            model.add_object_patch(name, _InjectedForward(forward, layer.name, transformer))
+            hook = partial(_attend_too, layer.name, transformer)
+            self._handles.append(transformer.transformer_blocks[0].register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _take_off(self, _: ModelPatcher) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
 
-@dataclass(frozen=True, eq=False)
-class _InjectedForward:
-    """The forward of an adapted transformer's first block; the block's own where nothing is injected."""
-
-    forward: Callable
-    layer: str
-    transformer: torch.nn.Module
-
-    def __call__(self, x: torch.Tensor, context: Any = None, transformer_options: Options | None = None):
-        options = transformer_options or {}
-        injections = [injection for injection in active_injections(options) if injection.strength_at(self.layer)]
-        if not injections:
-            return self.forward(x, context=context, transformer_options=options)
-        # Last of all patches of the self-attention, so that those which rearrange its tokens have put them back.
-        patches = options.get("patches", {})
-        patch = partial(_add_references, self.layer, self.transformer, injections, x, _is_patched(options))
-        patches = {**patches, "attn1_output_patch": [*patches.get("attn1_output_patch", ()), patch]}
-        return self.forward(x, context=context, transformer_options={**options, "patches": patches})
+def _attend_too(
+    layer: str, transformer: torch.nn.Module, _: torch.nn.Module, args: tuple[Any, ...], arguments: Options
+) -> tuple[tuple[Any, ...], Options] | None:
+    """A forward pre-hook of a block: adds the references' change as the last of all patches of its self-attention."""
+    options = arguments.get("transformer_options") or {}
+    injections = [injection for injection in active_injections(options) if injection.strength_at(layer)]
+    if not injections:
+        return None
+    patches = options.get("patches", {})
+    others = patches.get("attn1_output_patch", ())
+    if any(isinstance(patch, partial) and patch.func is _add_references for patch in others):
+        return None  # Hooks of another clone of this model have done it.
+    patch = partial(_add_references, layer, transformer, injections, args[0], _is_patched(options))
+    # Last, so that patches which rearrange the self-attention's tokens have put them back.
+    patches = {**patches, "attn1_output_patch": [*others, patch]}
+    return args, {**arguments, "transformer_options": {**options, "patches": patches}}
 
 
 def _is_patched(options: Options) -> bool:
     """Whether other nodes change this block's self-attention."""
     replaced = options.get("patches_replace", {}).get("attn1", {})
     place = options.get("block")
-    return (
-        any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
-        or place in replaced
-        or (place and (*place, options.get("block_index", 0)) in replaced)
-    )
+    if place in replaced or (place and (*place, options.get("block_index", 0)) in replaced):
+        return True
+    return any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
 
 
 def _add_references(
@@ -84,17 +99,24 @@ def _add_references(
     run = run_state(options)
     result = self_attention.clone()
     for injection in injections:
-        own = isinstance(injection.adapter, SelfAttentionAdapter)
-        adapter = SelfAttentionLayer(transformer) if own else injection.adapter.model[layer]
+        adapter: AdapterLayer | SelfAttentionLayer
+        if isinstance(injection.adapter, SelfAttentionAdapter):
+            adapter = SelfAttentionLayer(transformer)
+        else:
+            adapter = injection.adapter.model[layer]
         cached = _keys_values(adapter, injection, layer, x, options, run)
         for rows in _attending_rows(injection, len(x), options, run):
             attend: Attention = attention
             if run.observer:
                 tokens = cached.key.shape[1]
                 attend = run.observer.observe(attention, injection, layer, tokens, rows, x, options)
-            # Patched by others, it is no longer what the model's own attention to the reference must be compared with.
-            unchanged = None if own and is_patched else self_attention[rows]
-            change = adapter.forward(x[rows], unchanged, cached.key, cached.value, attend, cached.bias)
+            own = self_attention[rows]
+            if isinstance(adapter, SelfAttentionLayer):
+                # Patched by others, it isn't what the attention to the reference must be compared with.
+                output = None if is_patched else own
+                change = adapter.forward(x[rows], output, cached.key, cached.value, attend, cached.bias)
+            else:
+                change = adapter(x[rows], own, cached.key, cached.value, attend, cached.bias)
             if injection.region is not None:
                 change *= run.region(injection.region, x, options)[rows]
             if injection.strengths.curve in run.curves:
@@ -114,13 +136,11 @@ def _keys_values(
     """The keys and values of an injection's references. They are computed once in a run for a trained adapter, and once
     at each noise level for the model's own attention.
     """
-    key, sigma = (injection, layer, x.device, x.dtype), None
-    if injection.uses_noise_levels:
-        sigma = float(options["sigmas"].max()) if run.sigma is None else run.sigma
-    cached = run.keys_values.get(key)
+    key = (injection, layer, x.device, x.dtype)
+    cached, cache = run.keys_values.get(key), injection.cache
+    sigma = _noise_level(options, run) if isinstance(adapter, SelfAttentionLayer) else None
     if cached is None or cached.sigma != sigma:
-        cache = injection.cache
-        if isinstance(adapter, SelfAttentionLayer):
+        if isinstance(adapter, SelfAttentionLayer) and sigma is not None:
             # The norm's statistics are those of an entire reference, so a mask chooses its tokens afterwards.
             each = [adapter.keys_values(batch.features_at(sigma, layer, run.weights).to(x)) for batch in cache.batches]
             keys, values = (cache.gather(layer, tensors) for tensors in zip(*each, strict=True))
@@ -130,6 +150,11 @@ def _keys_values(
         cached = CachedKeysValues(keys, values, None if bias is None else bias.to(x), sigma)
         run.keys_values[key] = cached
     return cached
+
+
+def _noise_level(options: Options, run: RunState) -> float:
+    """The sigma of this evaluation."""
+    return float(options["sigmas"].max()) if run.sigma is None else run.sigma
 
 
 def _attending_rows(injection: Injection, rows: int, options: Options, run: RunState) -> list[slice]:

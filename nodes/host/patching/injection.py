@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import comfy.model_management
 import comfy.model_patcher
@@ -25,7 +25,7 @@ Rows = Literal["both", "conditioned", "unconditioned"]
 
 
 # What DreamCache nodes hand to each other as an adapter.
-AnyAdapter = ModelPatcher | SelfAttentionAdapter
+AnyAdapter: TypeAlias = "ModelPatcher | SelfAttentionAdapter"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ....dreamcache_core.adapter.network import Adapter
 from ..base_model import structure_of
-from .blocks import patch_blocks
+from .blocks import BlockHooks
 from .caching_pass import without_patches
 from .injection import Injection
 from .options import KEY, Options
@@ -29,9 +29,8 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
     adapter.check_fits(structure_of(model))
     # Dynamic VRAM lends weights memory for a moment only, and the backward pass needs them later.
     trainable = without_patches(model.clone(disable_dynamic=True))
-    patch_blocks(trainable, adapter.layers)
-    weights = _DifferentiableWeights()
-    trainable.set_injections(KEY, [PatcherInjection(weights.put_on, weights.take_off)])
+    weights, hooks = _DifferentiableWeights(), BlockHooks(adapter.layers)
+    trainable.set_injections(KEY, [PatcherInjection(weights.put_on, weights.take_off), hooks.injection])
     if checkpointing:
         for name, module in model.model.named_modules():
             # Nothing before the middle block has a gradient.

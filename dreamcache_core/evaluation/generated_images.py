@@ -1,0 +1,115 @@
+"""The folder of generated images: which images it should hold, which it holds, and how they were generated.
+
+Its `manifest.jsonl` has one line of JSON for each image:
+
+    {"file": "dog2/00_0.png", "subject": "dog2", "prompt": "a dog in the jungle", "seed": 0}
+
+`seed` is optional. So is `settings.json`: an object of settings, which are copied into the results. An image may have a
+mask in a file beside it, named like the masks of the data set (subjects.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DreamCacheError
+from ..io.images import to_image
+from .subjects import Subject
+
+MANIFEST = "manifest.jsonl"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One image of the manifest: already generated, or planned. The fields are the keys of its line of JSON.
+
+    `file`: path relative to the folder. `subject`: name of the subject. `seed`: None if it isn't known.
+    """
+
+    file: str
+    subject: str
+    prompt: str
+    seed: int | None = None
+
+
+def plan_images(
+    subjects: Sequence[Subject], seeds: int, folder: Path, settings: Mapping[str, Any]
+) -> list[GeneratedImage]:
+    """List the images that `folder` still lacks, and write the settings to it.
+
+    The whole folder has every subject with each of its prompts, with seeds 0 to `seeds` - 1. `settings`: how the images
+    are generated, as JSON. Raises DreamCacheError if the folder has images of other settings or of other prompts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    if path.is_file():
+        others = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name)]
+        if differing:
+            raise DreamCacheError(
+                f"{folder} holds pictures that were drawn with another {' and '.join(sorted(differing))}: choose "
+                "another folder."
+            )
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    existing = {image.file: image for image in read_manifest(folder)} if (folder / MANIFEST).is_file() else {}
+    planned = [
+        GeneratedImage(f"{subject.name}/{number:02}_{seed}.png", subject.name, prompt, seed)
+        for subject in subjects
+        for seed in range(seeds)
+        for number, prompt in enumerate(subject.prompts)
+    ]
+    for image in planned:
+        if existing.get(image.file, image) != image:
+            raise DreamCacheError(
+                f"{folder / image.file} was drawn from another prompt than the subject has now: choose another folder."
+            )
+    return [image for image in planned if image.file not in existing]
+
+
+def save_image(folder: Path, image: GeneratedImage, pixels: torch.Tensor) -> None:
+    """Write an image file, and then add its line to the manifest. `pixels`: (height, width, 3), 0…1."""
+    path = folder / image.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_image(pixels).save(path)
+    with (folder / MANIFEST).open("a", encoding="utf-8") as manifest:
+        manifest.write(json.dumps(asdict(image), ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> list[GeneratedImage]:
+    """Read the images of a folder, in the order of its manifest.
+
+    Raises DreamCacheError if the manifest is missing or empty, or if a line of it is malformed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DreamCacheError(
+            f'{folder} has no {MANIFEST}: draw into it first, or write a line {{"file": …, "subject": …, "prompt": …}} '
+            "for each picture."
+        )
+    images = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            known = {field.name: entry[field.name] for field in fields(GeneratedImage) if field.name in entry}
+            images.append(GeneratedImage(**known))
+        except (ValueError, TypeError) as error:
+            raise DreamCacheError(
+                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct it, or '
+                "take it away."
+            ) from error
+    if not images:
+        raise DreamCacheError(f"{path} is empty: there is nothing to measure.")
+    return images
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read how the images of a folder were generated; empty if its `settings.json` is missing."""
+    path = folder / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
