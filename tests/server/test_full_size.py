@@ -5,19 +5,23 @@ Their weights are generated, which proves shapes, files and memory. What they dr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import full_size
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
-from harness.generated_weights import write_models
-from harness.workflow_prompt import set_inputs, without_reference
+from harness.generated_weights import generated_tensor, write_models
+from harness.workflow_prompt import PHOTOGRAPH, load_prompt, set_inputs, without_reference
 from PIL import Image
 from support.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
+AUTHORS_NAMES = ROOT / "tests" / "support" / "conformance" / "official_format_sd21_keys.json"
+"""The names and shapes in the adapter that the paper's authors publish for SD2.1."""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,43 @@ def test_a_size_that_is_no_multiple_of_64_keeps_every_promise(full_size_server) 
     assert changed.isfinite().all()
     assert not changed.equal(plain)
     assert latents(run=4).equal(changed)
+
+
+@on_both
+def test_the_models_own_attention_needs_no_adapter(full_size_server) -> None:
+    server, models = full_size_server
+
+    def latents(run: int, **settings: float):
+        prompt = full_size.workflow(server, models, (232, 200, 1))
+        set_inputs(prompt, "KSampler", steps=1, run=run)
+        set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name="none (the model's own attention)")
+        set_inputs(prompt, "DreamCacheEncodeReference", resolution=256)
+        set_inputs(prompt, "ApplyDreamCache", **{"image_guidance": 1.0, **settings})
+        (decoder,) = (node for node in prompt.values() if node["class_type"] == "VAEDecode")
+        undecoded = {number: node for number, node in prompt.items() if node["class_type"] != "SaveImage"}
+        return Graph(server, undecoded).latents(decoder["inputs"]["samples"], timeout=1200)
+
+    changed = latents(run=1)
+    assert changed.isfinite().all()
+    assert latents(run=2).equal(changed)
+    assert not latents(run=3, strength=0.0).equal(changed)
+
+
+@pytest.mark.parametrize("full_size_server", ["SD20"], indirect=True)
+def test_the_authors_adapter_draws_through_its_template(full_size_server, tmp_path: Path) -> None:
+    """As a newcomer places it: their `.pt` in models/dreamcache, and the checkpoint that it was trained on."""
+    server, models = full_size_server
+    folder = server.base / "models" / "dreamcache"
+    shapes = json.loads(AUTHORS_NAMES.read_text())
+    tensors = {name: generated_tensor(name, tuple(shape), full_size.SEED).half() for name, shape in shapes.items()}
+    torch.save(tensors, folder / "dreamcache_sd21.pt")
+    prompt = load_prompt(ROOT / "workflows" / "dreamcache_sd21.json", server.object_info())
+    set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=models)
+    set_inputs(prompt, "LoadImage", image=server.upload_image(PHOTOGRAPH))
+    set_inputs(prompt, "KSampler", steps=1, cfg=1.0)
+    set_inputs(prompt, "ApplyDreamCache", image_guidance=1.0)
+    (image,) = server.run(prompt, timeout=1200).images
+    assert Image.open(server.download(image, tmp_path / "drawn.png")).size == (512, 512)
 
 
 @on_both
