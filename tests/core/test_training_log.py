@@ -1,4 +1,4 @@
-"""What is written of a training beside its checkpoints."""
+"""The log of a training: TensorBoard events and sheets of samples."""
 
 from __future__ import annotations
 
