@@ -1,6 +1,7 @@
 """Everything that must hold before a change is kept: lint, format, types, and the tests.
 
-`python3 scripts/test.py` makes the development environment if need be. Arguments go to pytest: `-k apply`, `-x`.
+`python3 scripts/test.py` makes the development environment if need be. Arguments go to pytest: `-k apply`, `-x`; with
+`--types` alone it only checks types.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ WORKERS = 2
 
 def main() -> int:
     python = str(ensure().python)
+    if sys.argv[1:] == ["--types"]:
+        return check_types(python)
     chromium()
     checks = [
         [python, "-m", "ruff", "check"],

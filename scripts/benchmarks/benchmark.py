@@ -1,4 +1,4 @@
-"""What a reference costs, beside the plain model and beside what one might use in its place: time, memory, operations.
+"""What a reference costs in time, memory and operations, beside the plain model and beside IP-Adapter.
 
 `python3 scripts/benchmarks/benchmark.py` takes the GPU if the Python that runs ComfyUI can, else one thread of the CPU,
 where it takes an hour and 20 GB of memory. It writes `speed.md`, `speed.json` and a plot.

@@ -2,7 +2,7 @@
 
 `python3 scripts/benchmarks/full_size.py` prints a table. On a CPU it takes a while; it wants 16 GB of memory and 5 GB
 of disk.
-`python3 scripts/benchmarks/full_size.py SDXL` wants 7 GB of disk besides, and takes longer.
+`python3 scripts/benchmarks/full_size.py SDXL` wants 7 GB more, and takes longer.
 """
 
 from __future__ import annotations

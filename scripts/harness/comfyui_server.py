@@ -110,7 +110,7 @@ class ComfyUIServer:
         return self.get("/object_info")
 
     def upload_image(self, path: Path) -> str:
-        """Put a picture where Load Image finds it. Returns the name under which it does."""
+        """Put a picture where Load Image finds it. Returns its name there."""
         boundary = uuid.uuid4().hex
         head = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}\r\n'
@@ -211,7 +211,7 @@ def _refusal(answer: Mapping[str, Any]) -> str:
 
 
 def _failure(history: Mapping[str, Any]) -> str:
-    """What the failing node said."""
+    """The message of the failing node."""
     for event, details in history["status"]["messages"]:
         if event == "execution_error":
             return f"{details['node_type']}: {details['exception_message'].strip()}"

@@ -53,7 +53,7 @@ class FrontEnd:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
-        """What the page has complained about, in its console or by an exception."""
+        """Errors of the page, from its console and from exceptions."""
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
@@ -66,7 +66,7 @@ class FrontEnd:
         self.load({"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
 
     def reload(self) -> None:
-        """Load the page anew, once the front end has kept the graph as it is, and wait until the graph is back.
+        """Reload the page, once the front end has kept the graph as it is, and wait until the graph is back.
 
         It keeps a graph that is in no file, half a second after the last change that it noticed.
         """

@@ -1,4 +1,4 @@
-"""Weights generated from tensor names, and full-size Stable Diffusion files made of them.
+"""Weights generated from tensor names, and full-size Stable Diffusion files that hold them.
 
 No published weights are needed to prove shapes, memory, speed and numbers: one rule gives everyone the same network.
 What such a network draws is noise.
@@ -139,7 +139,7 @@ def write_adapter(path: Path, family: str, seed: int) -> None:
 
 
 def write_clip_vision(path: Path, seed: int) -> None:
-    """Write a CLIP ViT-H in float16, 1.3 GB, which an IP-Adapter for SD1.5 looks at its picture with."""
+    """Write a CLIP ViT-H in float16, 1.3 GB, the image encoder of an IP-Adapter for SD1.5."""
     import comfy.clip_model
     import comfy.clip_vision
     import comfy.ops
@@ -150,7 +150,7 @@ def write_clip_vision(path: Path, seed: int) -> None:
 
 
 def full_size_structure(family: str) -> UNetStructure:
-    """The structure of a full-size U-Net, of which no weights are made."""
+    """The structure of a full-size U-Net, read without making its weights."""
     from dreamcache.dreamcache_core.unet import read_structure
 
     return read_structure(config_of(family).get_model({}, device="meta").diffusion_model, family)

@@ -6,5 +6,5 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> list[str]:
-    """Its lines. Without rows, those that come before them."""
+    """The lines of a table; without `rows`, those of its head."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]

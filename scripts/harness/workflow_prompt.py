@@ -81,7 +81,7 @@ def _widgets(definition: Mapping[str, Any], values: list[Any]) -> Iterator[tuple
         if not _is_widget(kind) or options.get("forceInput"):
             continue
         yield name, next(remaining)
-        # Two widgets have a second one beside them, which the server knows nothing of: a seed, "control after
+        # Two widgets have a second one beside them, which the server doesn't have: a seed, "control after
         # generate"; a picture, the upload button.
         is_seed = kind == "INT" and name in ("seed", "noise_seed")
         if options.get("control_after_generate", is_seed) or options.get("image_upload"):

@@ -1,4 +1,4 @@
-"""The pack's extension of the front end, on the canvas and with the Vue renderer: what one is told before one runs."""
+"""The pack's extension of the front end, on the canvas and with the Vue renderer: what it says before anything runs."""
 
 from __future__ import annotations
 

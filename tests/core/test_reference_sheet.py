@@ -1,4 +1,4 @@
-"""The preview of a reference: what is alike to the model has one colour, beside the picture that it is of."""
+"""The preview of a reference: features that are alike have one colour."""
 
 from __future__ import annotations
 

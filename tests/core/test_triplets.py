@@ -1,4 +1,4 @@
-"""Triplets on disk: what is saved is loaded, what is damaged is named, and what is drawn can be drawn again."""
+"""Triplets on disk: what is saved is loaded, what is damaged is named, and random choices can be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP and DINO of files: what they compute is what Hugging Face's implementations do, and what can't be is refused."""
+"""Image and text encoders: their vectors are Hugging Face's, and files of other networks are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models beside SD1.5 and SD2.1: SDXL and what is distilled from it or from SD1.5."""
+"""SDXL, and models distilled from it or from SD1.5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation by the papers' protocol: subjects on disk, what is drawn of them, and what is told of that."""
+"""Evaluation by the papers' protocol: from a data set of subjects to pictures and a table of scores."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
     cup, dog = results["subjects"]
     assert (cup["name"], cup["class"], cup["references"]) == ("coffee_cup", "coffee cup", ["00.jpg", "01.jpg"])
     assert [len(subject["drawings"]) for subject in (cup, dog)] == [4, 4]
-    # What is told of one picture is what it measures.
+    # The scores of one picture are those that it measures alone.
     told = dog["drawings"][1]
     assert (told["file"], told["prompt"], told["seed"]) == ("dog2/01_0.png", "a red dog", 0)
     references = [load_masked_image(path) for path in subjects[1].references]

@@ -77,7 +77,7 @@ def test_the_front_end_shows_the_language_that_it_is_set_to(server: ComfyUIServe
             assert page.evaluate(_INPUT_NAMES) == shown
             if language not in TITLES_SHOWN:
                 continue
-            # Titles, of whatever pack, follow when the page is loaded anew.
+            # Titles, of whatever pack, follow when the page is reloaded.
             page.reload()
             page.wait_for_function(
                 """title => window.app?.extensionManager

@@ -53,7 +53,9 @@ def test_the_registry_is_told_what_the_pack_says_of_itself() -> None:
         for node in json.loads(path.read_text())["nodes"]:
             if "DreamCache" in node["type"]:
                 assert node["properties"]["cnr_id"] == project["project"]["name"]
-    assert {"README.md", "node_list.json"} <= set(shipped_files())
+    shipped = set(shipped_files())
+    assert {"README.md", "node_list.json", "web/docs/ApplyDreamCache.md"} <= shipped
+    assert not {"CONTRIBUTING.md", "docs/architecture.md", "noxfile.py"} & shipped
 
 
 def test_the_list_for_comfyui_manager_has_every_node(server: ComfyUIServer) -> None:

@@ -1,4 +1,4 @@
-"""What the server tells the front end of files, by their headers alone, and that it tells of no others."""
+"""The routes that describe files and trainings to the front end: from headers alone, and of no other files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUISer
     for number, header in enumerate(["[]", '{"base_model": "SD1.x", "layers": [{"width": 3}]}', "{}"]):
         metadata = {"format": "dreamcache.adapter", "version": "1", "header": header}
         save_file({"a": torch.zeros(1)}, folder / f"header{number}.safetensors", metadata)
-    # Were it opened, this would be told to be damaged.
+    # If it were opened, it would be reported as damaged.
     (folder / "authors.pt").write_bytes(b"nothing")
     try:
         _, listed = ask(server, "/dreamcache/adapters")

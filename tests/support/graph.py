@@ -33,7 +33,7 @@ Link = list[Any]
 
 @dataclass
 class Graph:
-    """A prompt under construction. Equal graphs get equal node numbers, so that the server reuses what it has made."""
+    """A prompt under construction. Equal graphs get equal node numbers, so that the server reuses its results."""
 
     server: ComfyUIServer
     prompt: Prompt = field(default_factory=dict)
@@ -58,7 +58,7 @@ def output(link: Link, number: int) -> Link:
 
 
 def failure(run: Callable[[], Any]) -> str:
-    """What the node says of a failing run: one sentence."""
+    """The error message of a failing run, which must be one sentence."""
     with pytest.raises(WorkflowError) as raised:
         run()
     message = str(raised.value)
@@ -68,7 +68,7 @@ def failure(run: Callable[[], Any]) -> str:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """How far apart two results are, as a fraction of the second."""
+    """The distance between two results, as a fraction of the second's norm."""
     return float((one - other).norm() / other.norm())
 
 

@@ -1,4 +1,4 @@
-"""DINO and CLIP as Hugging Face implements them, small and with weights at random, and their files."""
+"""DINO and CLIP as Hugging Face implements them, small and with random weights, and their files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 SIDE = 64
-"""Of the pictures that they read, in pixels."""
+"""The side of their input images, in pixels."""
 
 
 def new_dino() -> transformers.ViTModel:
@@ -44,7 +44,7 @@ def new_clip() -> transformers.CLIPModel:
 
 
 def write(network: transformers.PreTrainedModel, path: Path, without: tuple[str, ...] = ()) -> Path:
-    """The file that Hugging Face publishes a network in, but for the tensors whose names begin so."""
+    """The file that Hugging Face publishes a network in, without the tensors whose names begin with `without`."""
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         tensors = load_file(Path(folder, "model.safetensors"))

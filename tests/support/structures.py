@@ -1,4 +1,4 @@
-"""The structure of a U-Net, and references and weights that fit it, without ComfyUI."""
+"""The structure of a U-Net, and weights for its adapters, without ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A miniature model and its adapter in the test's own process, where what goes on inside of it can be looked at."""
+"""A miniature model and its adapter in the test's own process, where its layers can be inspected."""
 
 from __future__ import annotations
 

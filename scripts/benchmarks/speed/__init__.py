@@ -1,4 +1,4 @@
-"""What a reference costs, counted and measured beside what one might use in its place.
+"""What a reference costs, counted and measured beside the plain model and IP-Adapter.
 
 `python3 scripts/benchmarks/benchmark.py` does it all.
 """

@@ -1,7 +1,7 @@
 """Two models that take a step in turns, a layer of the U-Net each.
 
-A shared machine is a fifth slower at one moment than at the next, and a step takes half a minute: what one would learn
-of two steps that follow each other is which of them met the better half minute.
+A shared machine is a fifth slower at one moment than at the next, and a step takes half a minute: measured
+one after the other, the step that met the better half minute would win.
 """
 
 from __future__ import annotations

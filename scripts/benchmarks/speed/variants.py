@@ -39,7 +39,7 @@ class Bench:
     plain: ModelPatcher
     adapter: Adapter
     references: Callable[[int], ReferenceCache]
-    """So many, as Encode Reference makes them of pictures of the size that the model was trained at."""
+    """Makes a cache of this many references, as Encode Reference does at the size that the model was trained at."""
 
     def reading(self, references: int = 1, **settings: Any) -> ModelPatcher:
         """With DreamCache. `settings`: of the injection."""
@@ -47,7 +47,7 @@ class Bench:
         return inject(self.model, Injection(adapter, self.references(references), **settings))
 
     def projecting_anew(self) -> ModelPatcher:
-        """The straightforward form of DreamCache: trained weights as they are, keys and values anew at every step."""
+        """The straightforward form of DreamCache: weights not fused, keys and values computed at every step."""
         # A copy, for ComfyUI moves it to where the model is.
         adapter = wrap_adapter(copy.deepcopy(self.adapter).to(self.model.model.get_dtype_inference()))
         model = inject(self.model, Injection(adapter, self.references(1)))
@@ -55,8 +55,8 @@ class Bench:
         return model
 
     def with_image_tokens(self, tokens: int) -> ModelPatcher:
-        """The mechanism of an IP-Adapter: beside every cross-attention over the prompt one over so many image tokens,
-        with keys and values of its own.
+        """The mechanism of an IP-Adapter: beside every cross-attention over the prompt, another over `tokens` image
+        tokens, with keys and values of its own.
         """
         structure, device = structure_of(self.model), self.model.load_device
         kind: dict[str, Any] = {"device": device, "dtype": self.model.model.get_dtype_inference()}

@@ -1,4 +1,4 @@
-"""Samples: what a graph draws, drawn without one."""
+"""Generation without a graph: the images are those that a graph draws."""
 
 from __future__ import annotations
 

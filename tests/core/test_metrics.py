@@ -1,4 +1,4 @@
-"""DINO, CLIP-I and CLIP-T: by hand, and DINO's network against another's implementation of it."""
+"""DINO, CLIP-I and CLIP-T: the scores are what one computes by hand."""
 
 from __future__ import annotations
 

@@ -1,0 +1,86 @@
+"""Adapters: files give back what was saved, with its provenance, and a fused adapter changes the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter
+from dreamcache.dreamcache_core.adapter.fused import fuse
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.adapter.provenance import Provenance, hash_weights
+from dreamcache.dreamcache_core.unet import UNetStructure, select_layers
+from dreamcache.dreamcache_core.version import VERSION
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.structures import SD15, generated_state
+
+
+@pytest.fixture
+def structure() -> UNetStructure:
+    return SD15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_adapter_loads_as_it_was(structure, tmp_path: Path, dtype: torch.dtype) -> None:
+    adapter = Adapter(select_layers(structure.layers), structure.base_model).to(dtype)
+    save_adapter(tmp_path / "adapter.safetensors", adapter)
+    loaded = load_adapter(tmp_path / "adapter.safetensors").adapter
+    assert loaded.layers == adapter.layers
+    assert loaded.base_model == adapter.base_model
+    (tmp_path / "another").touch()
+    # Others may read it, as they may any file: a models folder is often shared.
+    assert (tmp_path / "adapter.safetensors").stat().st_mode == (tmp_path / "another").stat().st_mode
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == dtype
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_a_fused_adapter_makes_the_same_change(structure, references: int) -> None:
+    adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    adapter.load_state_dict(generated_state(adapter))
+    fused = fuse(adapter)
+    for layer in adapter.layers:
+        x, self_attention, cached = (torch.randn(rows, 6, layer.channels) for rows in (4, 4, references))
+        changes = [
+            each[layer.name](x, self_attention, *each[layer.name].keys_values(cached)) for each in (adapter, fused)
+        ]
+        torch.testing.assert_close(changes[1], changes[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_adapter_tells_of_its_trainings(structure, tmp_path: Path) -> None:
+    trainings = Provenance("0123456789abcdef", 200_000, 48, 400_000), Provenance("fedcba9876543210", 500, 4, 30, "0.9")
+    adapter = Adapter(select_layers(structure.layers), structure.base_model, provenance=trainings)
+    save_adapter(tmp_path / "adapter.safetensors", adapter, torch.float16)
+    loaded = load_adapter(tmp_path / "adapter.safetensors")
+    assert loaded.adapter.provenance == trainings
+    assert loaded.description.splitlines()[2:] == [
+        f"trained 200,000 steps of 48 on 400,000 triplets, with the base model 0123456789ab, by DreamCache {VERSION}",
+        "trained 500 steps of 4 on 30 triplets, with the base model fedcba987654, by DreamCache 0.9",
+    ]
+    assert {tensor.dtype for tensor in loaded.adapter.state_dict().values()} == {torch.float16}
+    assert {tensor.dtype for tensor in adapter.state_dict().values()} == {torch.float32}
+
+
+def test_an_adapter_file_without_provenance_loads(structure, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, Adapter(select_layers(structure.layers), structure.base_model))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    header = {name: value for name, value in json.loads(metadata["header"]).items() if name != "provenance"}
+    save_file(tensors, path, metadata={**metadata, "header": json.dumps(header)})
+    loaded = load_adapter(path)
+    assert loaded.adapter.provenance == ()
+    assert len(loaded.description.splitlines()) == 2
+
+
+def test_a_models_hash_is_the_same_in_half_precision_and_another_after_any_change() -> None:
+    weights = {f"layer{number}.weight": torch.randn(100, 7) for number in range(3)}
+    halved = {name: tensor.half() for name, tensor in reversed(weights.items())}
+    assert hash_weights(halved) == hash_weights(weights)
+    moved = {**weights, "layer1.weight": weights["layer1.weight"] * 1.01}
+    renamed = {name.replace("2", "3"): tensor for name, tensor in weights.items()}
+    assert len({hash_weights(weights), hash_weights(moved), hash_weights(renamed)}) == 3
