@@ -33,51 +33,54 @@ class DreamCacheEvaluate(io.ComfyNode):
             node_id="DreamCacheEvaluate",
             display_name="DreamCache Evaluate",
             category=TRAINING_CATEGORY,
-            description="Measures drawn pictures of a subject as papers do: DINO, CLIP-I and CLIP-T.",
+            description="Scores generated images of a subject with the metrics used in papers: DINO, CLIP-I and "
+            "CLIP-T.",
             search_aliases=["metrics", "score", "clip score", "dino score", "similarity", "benchmark"],
             inputs=[
-                io.Image.Input("image", tooltip="What was drawn of the subject. Of a batch, each is measured."),
-                io.Image.Input("reference", tooltip="Pictures of the subject, best several photographs."),
+                io.Image.Input("image", tooltip="Generated images of the subject. Each image of a batch is scored."),
+                io.Image.Input("reference", tooltip="Images of the subject, ideally several photographs."),
                 io.Combo.Input(
                     "dino",
                     options=[NONE, *folder_paths.get_filename_list(FOLDER)],
                     default=NONE,
-                    tooltip="A DINO network in models/clip_vision, to compare images with references. Papers take "
-                    "DINO's ViT-S/16.",
+                    tooltip="A DINO network in models/clip_vision, to compare images with references. Papers use DINO "
+                    "ViT-S/16.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="A CLIP, from Load CLIP Vision, to compare images with references, and with the prompt.",
+                    tooltip="A CLIP from Load CLIP Vision, to compare images with references and with the prompt.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the same CLIP with its text projection, from Load CLIP, to compare "
-                    "images with the prompt. A checkpoint's has no projection, as a rule.",
+                    tooltip="The text encoder of the same CLIP, including its text projection, from Load CLIP. It "
+                    "compares images with the prompt. Checkpoints usually lack the projection.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the images were drawn from: one prompt for all, or one a line for each.",
+                    tooltip="The prompt the images were generated from: one for all, or one per line for each.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="White on the subject: one for all images, or for each."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Paint the subject white: one mask for all images, or one for each."
+                ),
                 io.Mask.Input(
                     "reference_mask",
                     optional=True,
-                    tooltip="White on the subject: one for all references, or for each. With both masks, backgrounds "
-                    "are left out of the masked scores.",
+                    tooltip="Paint the subject white: one mask for all references, or one for each. With both masks, "
+                    "masked scores leave out the background.",
                 ),
             ],
             outputs=[
-                io.String.Output("text", tooltip="The mean scores, and what they were measured with."),
+                io.String.Output("text", tooltip="The mean scores, and the networks that computed them."),
                 *(
-                    io.Float.Output(_name(metric), tooltip=f"Mean {metric} of the images; nan if it wasn't measured.")
+                    io.Float.Output(_name(metric), tooltip=f"Mean {metric} of the images; nan if not computed.")
                     for metric in METRICS
                 ),
-                io.Image.Output("contact_sheet", tooltip="References and images, with the scores of each."),
+                io.Image.Output("contact_sheet", tooltip="References and images, each with its scores."),
             ],
         )
 
@@ -88,7 +91,7 @@ class DreamCacheEvaluate(io.ComfyNode):
         if dino in (None, NONE) or folder_paths.get_full_path(FOLDER, dino):
             return True
         folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
-        return f"There is no file {dino} in {folders}: put it there, then press R to refresh the list."
+        return f"There is no file {dino} in {folders}. Put it there, then press R to refresh the list."
 
     @classmethod
     @override
@@ -124,7 +127,7 @@ def _name(metric: str) -> str:
 
 def _pictures(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[Picture]:
     if not len(image):
-        raise DreamCacheError(f"The batch of {what} is empty, so there is nothing to measure: connect some.")
+        raise DreamCacheError(f"The batch of {what} is empty. Connect at least one.")
     image = in_colours(image)
     if mask is None:
         return [Picture(picture) for picture in image]
@@ -136,18 +139,20 @@ def _prompts(text: str, count: int) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if len(lines) not in (1, count):
         raise DreamCacheError(
-            f"There are {len(lines)} lines of prompts for {count} images: write one for all, or one for each."
+            f"There are {len(lines)} lines of prompts for {count} images. Write one for all, or one for each."
         )
     return lines * count if len(lines) == 1 else lines
 
 
 def _yardsticks(dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str) -> Yardsticks:
     if dino == NONE and clip_vision is None:
-        raise DreamCacheError("There is nothing to measure with: choose a DINO, or connect Load CLIP Vision.")
+        raise DreamCacheError("There is no network to score with. Choose a DINO, or connect Load CLIP Vision.")
     if clip is not None and clip_vision is None:
-        raise DreamCacheError("CLIP alone compares no images with prompts: connect Load CLIP Vision as well.")
+        raise DreamCacheError(
+            "A CLIP text encoder alone cannot compare images with the prompt. Connect Load CLIP Vision too."
+        )
     if clip is not None and not prompt.strip():
-        raise DreamCacheError("The prompt is empty, so there is nothing to compare: write it, or disconnect the CLIP.")
+        raise DreamCacheError("The prompt is empty. Write it, or disconnect the CLIP.")
     images = encoders.clip_images(clip_vision) if clip_vision else None
     return Yardsticks(
         dino=None if dino == NONE else encoders.load_dino(Path(folder_paths.get_full_path_or_raise(FOLDER, dino))),

@@ -104,7 +104,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read: it is damaged, or holds something other than tensors."
+            f"{path.name} cannot be read because it is damaged or contains more than tensors."
         ) from error
 
 

@@ -91,7 +91,7 @@ def plan_drawings(subjects: Sequence[Subject], seeds: int, folder: Path, setting
         differing = [name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name)]
         if differing:
             raise DreamCacheError(
-                f"{folder} holds pictures that were drawn with another {' and '.join(sorted(differing))}: choose "
+                f"{folder} contains images generated with a different {' and '.join(sorted(differing))}. Choose "
                 "another folder."
             )
     path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -105,8 +105,8 @@ def plan_drawings(subjects: Sequence[Subject], seeds: int, folder: Path, setting
     for drawing in drawings:
         if drawn.get(drawing.file, drawing) != drawing:
             raise DreamCacheError(
-                f"{folder / drawing.file} was drawn from another prompt than the subject has now: choose another "
-                "folder."
+                f"{folder / drawing.file} was generated from a different prompt than the subject has now. Choose "
+                "another folder."
             )
     return [drawing for drawing in drawings if drawing.file not in drawn]
 
@@ -128,8 +128,8 @@ def read_manifest(folder: Path) -> list[Drawing]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DreamCacheError(
-            f'{folder} has no {MANIFEST}: draw into it first, or write a line {{"file": …, "subject": …, "prompt": …}} '
-            "for each picture."
+            f'{folder} has no {MANIFEST}. Generate images into it first, or write a line {{"file": …, "subject": …, '
+            '"prompt": …}} for each image.'
         )
     drawings = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -140,11 +140,11 @@ def read_manifest(folder: Path) -> list[Drawing]:
             )
         except (ValueError, TypeError) as error:
             raise DreamCacheError(
-                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct it, or '
-                "take it away."
+                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}. Correct or '
+                "remove it."
             ) from error
     if not drawings:
-        raise DreamCacheError(f"{path} is empty: there is nothing to measure.")
+        raise DreamCacheError(f"{path} is empty, so there is nothing to score.")
     return drawings
 
 
@@ -167,7 +167,8 @@ def measure_drawings(
     unknown = drawn - {subject.name for subject in subjects}
     if unknown:
         raise DreamCacheError(
-            f"{folder} has pictures of {min(unknown)}, which is none of the subjects: add its folder to the dataset."
+            f"{folder} contains images of {min(unknown)}, which is not among the subjects. Add its folder to the "
+            "dataset."
         )
     results, done = [], 0
     for subject in (subject for subject in subjects if subject.name in drawn):
@@ -239,7 +240,7 @@ def to_table(evaluation: Evaluation) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {metric}: {network}" for metric, network in evaluation.yardsticks.items())]
     if evaluation.missing:
-        lines.append(f"- Nothing was drawn of {', '.join(evaluation.missing)}.")
+        lines.append(f"- There are no images of {', '.join(evaluation.missing)}.")
     return "\n".join(lines) + "\n"
 
 

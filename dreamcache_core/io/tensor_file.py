@@ -75,10 +75,10 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DreamCacheError(f"{path} is not there.") from None
+        raise DreamCacheError(f"{path} does not exist.") from None
     except (SafetensorError, OSError, *_MALFORMED) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read as .safetensors: it is damaged or incomplete, download it again."
+            f"{path.name} cannot be read as .safetensors because it is damaged or incomplete. Download it again."
         ) from error
 
 
@@ -95,11 +95,11 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
     try:
         found_version, header = int(metadata["version"]), json.loads(metadata["header"])
     except (KeyError, ValueError) as error:
-        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
+        raise DreamCacheError(f"{path.name} has a damaged header. Download it again.") from error
     if found_version > version:
         raise DreamCacheError(
             f"{path.name} was written by a newer DreamCache (file version {found_version}, this one reads up to "
-            f"{version}): update the DreamCache nodes."
+            f"{version}). Update the DreamCache nodes."
         )
     return header
 
@@ -115,5 +115,5 @@ def name_and_hash(path: Path) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     except FileNotFoundError:
-        raise DreamCacheError(f"{path} is not there.") from None
+        raise DreamCacheError(f"{path} does not exist.") from None
     return f"{path.name} ({digest.hexdigest()[:12]})"

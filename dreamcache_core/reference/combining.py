@@ -33,8 +33,8 @@ def average(references: Sequence[ReferenceCache], strengths: Sequence[float]) ->
     if len(sizes) > 1:
         words = " and ".join(f"{PIXELS_PER_LATENT * width}×{PIXELS_PER_LATENT * height}" for height, width in sizes)
         raise DreamCacheError(
-            f"The references have different sizes ({words} pixels), so there is no average of them: set mode to "
-            "concatenate, or encode pictures of one shape."
+            f"The references have different sizes ({words} pixels), so they cannot be averaged. Set mode to "
+            "concatenate, or encode images of the same shape."
         )
     total = sum(batch.strength * len(batch) for batch in batches)
     layers = ReferenceCache(batches).layers
@@ -56,12 +56,12 @@ def _weighted(references: Sequence[ReferenceCache], strengths: Sequence[float]) 
         if strength
     )
     if not batches:
-        raise DreamCacheError("All references have a strength of 0, so there is nothing to read: raise one.")
+        raise DreamCacheError("All references have a strength of 0. Raise at least one.")
     base_models = dict.fromkeys(cache.base_model for cache in references)
     if len(base_models) > 1:
         raise DreamCacheError(
-            f"The references were encoded with different base models ({' and '.join(base_models)}): encode all of them "
-            "with the model that draws."
+            f"The references were encoded with different base models ({' and '.join(base_models)}). Encode all of "
+            "them with the model you generate with."
         )
     return batches
 

@@ -34,8 +34,8 @@ def make_batches(
     """
     if settings.batch % (processes * parts):
         raise DreamCacheError(
-            f"A batch of {settings.batch} can't be cut into {processes} processes × {parts} parts: choose a multiple "
-            f"of {processes * parts}."
+            f"A batch of {settings.batch} cannot be split into {processes} processes × {parts} micro-batches. Choose "
+            f"a multiple of {processes * parts}."
         )
     loader = DataLoader(
         _NumberedTriplets(triplets, resolution, settings.seed),

@@ -35,8 +35,8 @@ class TrainingFolder:
         for name, value in settings.items():
             if before.get(name) != value:
                 raise DreamCacheError(
-                    f'The training "{self.path.name}" was begun with {name} {before.get(name)} and now it is {value}: '
-                    "set it back to go on, or take another name to begin anew."
+                    f'The training "{self.path.name}" was started with {name} {before.get(name)}, but now it is '
+                    f"{value}. Set it back to resume, or choose a new name to start over."
                 )
 
     def resume_losses(self, steps: int) -> list[float]:

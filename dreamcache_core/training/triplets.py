@@ -87,8 +87,8 @@ class Triplets:
             except DreamCacheError as error:
                 if str(error) not in self._problems:
                     self._problems[str(error)] = None
-                    _LOG.warning("DreamCache trains without a sample: %s", error)
-        raise DreamCacheError(f"No sample of {self.folder} can be used: {next(iter(self._problems))}")
+                    _LOG.warning("DreamCache skips a training sample: %s", error)
+        raise DreamCacheError(f"No sample in {self.folder} can be used: {next(iter(self._problems))}")
 
     def check(self, on_progress: Callable[[int], None] = lambda done: None) -> Triplets:
         """Read every file. Returns the samples that are sound, with the problems of all others.
@@ -112,7 +112,7 @@ def open_triplets(folder: Path) -> Triplets:
     What is in the files is seen when they are loaded, or by `Triplets.check`. Raises DreamCacheError if there are none.
     """
     if not folder.is_dir():
-        raise DreamCacheError(f"{folder} is not a folder: choose the folder that holds the triplets.")
+        raise DreamCacheError(f"{folder} is not a folder. Choose the folder that contains the triplets.")
     return _some(folder, *find_samples(folder))
 
 
@@ -127,9 +127,11 @@ def _some(folder: Path, samples: Sequence[SampleFiles], problems: Sequence[str])
     if samples:
         return Triplets(folder, samples, problems)
     if problems:
-        raise DreamCacheError(f"None of the {len(problems)} samples in {folder} can be used; the first: {problems[0]}")
+        raise DreamCacheError(
+            f"None of the {len(problems)} samples in {folder} can be used. The first problem: {problems[0]}"
+        )
     raise DreamCacheError(
-        f"There are no triplets in {folder}: make some with DreamCache Save Triplet, or choose a folder with files "
+        f"There are no triplets in {folder}. Make some with DreamCache Save Triplet, or choose a folder with files "
         "named …_generation.png, …_caption.txt and …_mask.png."
     )
 
