@@ -65,8 +65,8 @@ class DreamCacheCombineReferences(io.ComfyNode):
         if mode == ONE_PER_LATENT:
             if strengths.strip():
                 raise DreamCacheError(
-                    "In the mode one per latent, each image uses a single reference, so strengths have no effect. "
-                    "Leave strengths empty."
+                    "In the mode one per latent, each image uses a single reference, so strengths have no effect: "
+                    "leave strengths empty."
                 )
             return io.NodeOutput(combine(given, [1.0] * len(given), per_latent=True))
         weights = _read_strengths(strengths, len(given))
@@ -77,11 +77,11 @@ def _read_strengths(text: str, count: int) -> list[float]:
     strengths = read_numbers(text, 0, MAX_STRENGTH)
     if strengths is None:
         raise DreamCacheError(
-            f'"{text}" is not a list of strengths. Write numbers from 0 to {MAX_STRENGTH:g} separated by commas, such '
+            f'"{text}" is not a list of strengths: write numbers from 0 to {MAX_STRENGTH:g} separated by commas, such '
             "as 1, 0.5."
         )
     if len(strengths) > count:
         raise DreamCacheError(
-            f"There are {len(strengths)} strengths for {count} references. Write at most one for each."
+            f"There are {len(strengths)} strengths for {count} references: write at most one for each."
         )
     return [*strengths, *[1.0] * (count - len(strengths))]

@@ -90,5 +90,5 @@ def _read(path: Path, read: Callable[[Path], _Content]) -> _Content:
     except DreamCacheError as error:
         problem = "is damaged" if path.is_file() else "is not there"
         raise DreamCacheError(
-            f"{path} {problem}. Reinstall the DreamCache nodes, which include the demo model."
+            f"{path} {problem}: reinstall the DreamCache nodes, which include the demo model."
         ) from error

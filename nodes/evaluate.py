@@ -91,7 +91,7 @@ class DreamCacheEvaluate(io.ComfyNode):
         if dino in (None, NONE) or folder_paths.get_full_path(FOLDER, dino):
             return True
         folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
-        return f"There is no file {dino} in {folders}. Put it there, then press R to refresh the list."
+        return f"There is no file {dino} in {folders}: put it there, then press R to refresh the list."
 
     @classmethod
     @override
@@ -127,7 +127,7 @@ def _name(metric: str) -> str:
 
 def _pictures(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[Picture]:
     if not len(image):
-        raise DreamCacheError(f"The batch of {what} is empty. Connect at least one.")
+        raise DreamCacheError(f"The batch of {what} is empty: connect at least one.")
     image = in_colours(image)
     if mask is None:
         return [Picture(picture) for picture in image]
@@ -139,20 +139,20 @@ def _prompts(text: str, count: int) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if len(lines) not in (1, count):
         raise DreamCacheError(
-            f"There are {len(lines)} lines of prompts for {count} images. Write one for all, or one for each."
+            f"There are {len(lines)} lines of prompts for {count} images: write one for all, or one for each."
         )
     return lines * count if len(lines) == 1 else lines
 
 
 def _yardsticks(dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str) -> Yardsticks:
     if dino == NONE and clip_vision is None:
-        raise DreamCacheError("There is no network to score with. Choose a DINO, or connect Load CLIP Vision.")
+        raise DreamCacheError("There is no network to score with: choose a DINO, or connect Load CLIP Vision.")
     if clip is not None and clip_vision is None:
         raise DreamCacheError(
-            "A CLIP text encoder alone cannot compare images with the prompt. Connect Load CLIP Vision too."
+            "A CLIP text encoder alone cannot compare images with the prompt: connect Load CLIP Vision too."
         )
     if clip is not None and not prompt.strip():
-        raise DreamCacheError("The prompt is empty. Write it, or disconnect the CLIP.")
+        raise DreamCacheError("The prompt is empty: write it, or disconnect the CLIP.")
     images = encoders.clip_images(clip_vision) if clip_vision else None
     return Yardsticks(
         dino=None if dino == NONE else encoders.load_dino(Path(folder_paths.get_full_path_or_raise(FOLDER, dino))),

@@ -104,10 +104,10 @@ class DreamCachePreviewAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         if not injections_on(model):
             raise DreamCacheError(
-                "The model uses no reference. Connect the model from Apply DreamCache, with a strength above 0."
+                "The model uses no reference: connect the model from Apply DreamCache, with a strength above 0."
             )
         if not len(image):
-            raise DreamCacheError("The image batch is empty. Connect an image.")
+            raise DreamCacheError("The image batch is empty: connect an image.")
         check_vae(vae, model)
         image = resize_to_area(in_colours(image), 0)
         latent = vae.encode(image)

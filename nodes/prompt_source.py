@@ -134,7 +134,7 @@ class DreamCachePromptSource(io.ComfyNode):
         if source in (None, WORD_LISTS, *_text_files()):
             return True
         folder = folder_paths.get_input_directory()
-        return f"There is no text file {source} in {folder}. Put it there, then press R to refresh the list."
+        return f"There is no text file {source} in {folder}: put it there, then press R to refresh the list."
 
     @classmethod
     @override
@@ -166,8 +166,8 @@ def _path(source: str) -> Path:
 
 def _read(source: str) -> str:
     if source not in _text_files():
-        raise DreamCacheError(f"There is no text file {source} in ComfyUI's input folder. Put it there.")
+        raise DreamCacheError(f"There is no text file {source} in ComfyUI's input folder: put it there.")
     try:
         return _path(source).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DreamCacheError(f"{source} is not in UTF-8. Save it as UTF-8 text.") from error
+        raise DreamCacheError(f"{source} is not in UTF-8: save it as UTF-8 text.") from error

@@ -67,7 +67,7 @@ class DreamCacheSaveTriplet(io.ComfyNode):
         if not is_inside(output_folder(), folder):
             raise DreamCacheError(_outside(folder))
         if not prompt.strip():
-            raise DreamCacheError("The prompt is empty. Connect the text the image was generated from.")
+            raise DreamCacheError("The prompt is empty: connect the text the image was generated from.")
         _check_counts(image, mask, reference)
         output = output_folder()
         saved, skipped = _save(output / folder, image, mask, prompt, reference)
@@ -82,17 +82,17 @@ class DreamCacheSaveTriplet(io.ComfyNode):
 
 def _outside(folder: str) -> str:
     return (
-        f'"{folder}" is not a folder in ComfyUI\'s output folder. Use a name such as dreamcache_triplets/my_subjects.'
+        f'"{folder}" is not a folder in ComfyUI\'s output folder: use a name such as dreamcache_triplets/my_subjects.'
     )
 
 
 def _check_counts(image: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor | None) -> None:
     if not len(image):
-        raise DreamCacheError("The image batch is empty. Connect an image.")
+        raise DreamCacheError("The image batch is empty: connect an image.")
     check_masks(mask, len(image), one_for_all=False)
     if reference is not None and len(reference) not in (1, len(image)):
         raise DreamCacheError(
-            f"There are {len(reference)} references for {len(image)} images. Connect one for all, or one for each "
+            f"There are {len(reference)} references for {len(image)} images: connect one for all, or one for each "
             "image."
         )
 

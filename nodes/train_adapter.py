@@ -249,7 +249,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 raise
             except OSError as error:
                 raise DreamCacheError(
-                    f"Cannot write to {kept.path}: {error.strerror}. Free some space, then queue this again to resume."
+                    f"Cannot write to {kept.path}: {error.strerror}; free some space, then queue this again to resume."
                 ) from error
             finally:
                 base.unload()
@@ -265,12 +265,12 @@ class DreamCacheTrainAdapter(io.ComfyNode):
 
 
 def _no_name(name: str) -> str:
-    return f'"{name}" is not a valid folder name in {trainings_folder()}. Use a name such as my_adapter.'
+    return f'"{name}" is not a valid folder name in {trainings_folder()}: use a name such as my_adapter.'
 
 
 def _no_resolution(resolution: int) -> str:
     nearest = resolution // PIXELS_PER_LATENT * PIXELS_PER_LATENT
-    return f"The resolution {resolution} is not a multiple of {PIXELS_PER_LATENT}. Use {nearest}."
+    return f"The resolution {resolution} is not a multiple of {PIXELS_PER_LATENT}: use {nearest}."
 
 
 def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int) -> Adapter:

@@ -104,20 +104,20 @@ def test_datasets_that_are_none_are_refused_in_a_sentence(dataset: Path, tmp_pat
         return str(raised.value).replace(str(tmp_path), "…")
 
     (dataset / "empty").mkdir()
-    assert refusal() == "…/dataset/empty holds no pictures: put some there, or take the folder away."
+    assert refusal() == "…/dataset/empty contains no images: add some, or remove the folder."
     (dataset / "empty").rmdir()
     (dataset / "prompts.txt").write_text("a dog in the jungle")
     assert refusal() == (
-        '…/dataset/prompts.txt has a prompt without {}, where the subject goes: "a dog in the jungle".'
+        '…/dataset/prompts.txt has a prompt without {} in place of the subject: "a dog in the jungle".'
     )
     (dataset / "prompts.txt").unlink()
     assert refusal() == (
-        "There are no prompts for coffee_cup: write some into …/dataset/prompts.txt, one a line, with {} where the "
-        "subject goes."
+        "There are no prompts for coffee_cup: write some into …/dataset/prompts.txt, one per line, with {} in "
+        "place of the subject."
     )
     shutil.rmtree(dataset / "coffee_cup")
     shutil.rmtree(dataset / "dog2")
-    assert refusal() == "There are no subjects in …/dataset: make a folder of pictures for each."
+    assert refusal() == "There are no subjects in …/dataset: add a folder of images for each subject."
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,10 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
     assert len(drawings) == 8 - 3  # it goes on where it stopped.
     assert list(draw_all(drawings, subjects, folder, *drawing_by)) == drawings
     assert not plan_drawings(subjects, 2, folder, {"steps": 2})
-    with pytest.raises(DreamCacheError, match="drawn with another steps: choose another folder"):
+    with pytest.raises(DreamCacheError, match="generated with a different steps: choose another folder"):
         plan_drawings(subjects, 2, folder, {"steps": 3})
     others = [replace(subject, prompts=subject.prompts[::-1]) for subject in subjects]
-    with pytest.raises(DreamCacheError, match="was drawn from another prompt than the subject has now"):
+    with pytest.raises(DreamCacheError, match="was generated from a different prompt than the subject has now"):
         plan_drawings(others, 2, folder, {"steps": 2})
 
     heard = []
@@ -213,12 +213,12 @@ def test_manifests_that_tell_of_no_pictures_are_refused_in_a_sentence(
             measure_drawings(tmp_path, subjects, yardsticks)
         return str(raised.value)
 
-    assert "has no manifest.jsonl: draw into it first" in refusal()
+    assert "has no manifest.jsonl: generate images into it first" in refusal()
     manifest.write_text("")
-    assert refusal().endswith("manifest.jsonl is empty: there is nothing to measure.")
+    assert refusal().endswith("manifest.jsonl is empty, so there is nothing to score.")
     manifest.write_text('{"file": "one.png"}')
     assert refusal().startswith("Line 1 of ")
     manifest.write_text('{"file": "one.png", "subject": "cat", "prompt": "a cat"}')
-    assert "has pictures of cat, which is none of the subjects" in refusal()
+    assert "contains images of cat, which is not among the subjects" in refusal()
     manifest.write_text('{"file": "one.png", "subject": "dog2", "prompt": "a dog"}')
     assert "one.png cannot be read" in refusal()

@@ -82,13 +82,13 @@ def test_eased_curves_rise_from_nothing_to_all() -> None:
 
 @pytest.mark.parametrize("text", ["", "one", "1,,x", "0.5 -0.1", "3", "nan"])
 def test_what_is_no_list_of_strengths_is_refused(text: str) -> None:
-    with pytest.raises(DreamCacheError, match="is no list of strengths: write numbers from 0 to 2"):
+    with pytest.raises(DreamCacheError, match="is not a list of strengths: write numbers from 0 to 2"):
         make_curve(LIST, text)
 
 
 def test_a_wrong_list_is_told_of_at_its_node(server) -> None:
     message = failure(lambda: drawn(server, over_sampling="list", values="strong, weak"))
-    assert message.startswith('DreamCacheStrengths: "strong, weak" is no list of strengths')
+    assert message.startswith('DreamCacheStrengths: "strong, weak" is not a list of strengths')
 
 
 def test_unconditioned_rows_leave_the_positive_prompt_as_it_was(server) -> None:

@@ -72,4 +72,4 @@ def test_the_command_trains_an_adapter_and_goes_on_where_it_stopped(
 
     refused = train("--steps", "2", "--data", str(tmp_path / "nothing"))
     assert refused.returncode == 1
-    assert refused.stderr.strip().endswith("is not a folder: choose the folder that holds the triplets.")
+    assert refused.stderr.strip().endswith("is not a folder: choose the folder that contains the triplets.")

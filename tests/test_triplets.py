@@ -160,8 +160,8 @@ def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
 @pytest.mark.parametrize(
     ("part", "damage", "problem"),
     [
-        ("generation.png", cut, "its picture cannot be read: it is damaged, or no picture"),
-        ("mask.png", cut, "its mask cannot be read: it is damaged, or no picture"),
+        ("generation.png", cut, "its picture cannot be read: it is damaged or not an image"),
+        ("mask.png", cut, "its mask cannot be read: it is damaged or not an image"),
         ("mask.png", blacken, "its mask is black in the square at its centre"),
         ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text"),
         ("caption.txt", write_spaces, "its caption is empty"),
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_trained_on(
         loaded = [triplets.load(index, 64, 0, epoch).name[-1] for epoch in range(2) for index in range(5)]
     assert loaded == list("1244512445")
     assert triplets.problems == (said,)
-    assert [record.getMessage() for record in caplog.records] == [f"DreamCache trains without a sample: {said}"]
+    assert [record.getMessage() for record in caplog.records] == [f"DreamCache skips a training sample: {said}"]
 
 
 def test_a_folder_without_any_good_sample_is_refused_in_one_sentence(tmp_path: Path, folder: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_folder_without_any_good_sample_is_refused_in_one_sentence(tmp_path: P
         open_triplets(tmp_path / "empty")
     for number in range(1, 6):
         cut(file(folder, number, "generation.png"))
-    with pytest.raises(DreamCacheError, match=r"None of the 5 samples .* the first: 00000/00000001: its picture"):
+    with pytest.raises(DreamCacheError, match=r"None of the 5 samples .* the first problem: 00000/00000001: its picture"):
         open_triplets(folder).check()
-    with pytest.raises(DreamCacheError, match=r"No sample of .* 00000/0000000\d: its picture"):
+    with pytest.raises(DreamCacheError, match=r"No sample in .* 00000/0000000\d: its picture"):
         open_triplets(folder).load(2, 64, 0, 0)
 
 

@@ -81,7 +81,7 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     a pickle that holds anything but tensors, of which nothing is run.
     """
     if not path.is_file():
-        raise DreamCacheError(f"{path} does not exist. Put adapters into ComfyUI's models/dreamcache folder.")
+        raise DreamCacheError(f"{path} does not exist: put adapters into ComfyUI's models/dreamcache folder.")
     if path.suffix in _PICKLED:
         metadata: Mapping[str, str] = {}
         tensors = _read_pickle(path)
@@ -154,7 +154,7 @@ def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Cont
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     contents = _of_authors(path, shapes) if header is None else _of_ours(path, header, shapes)
     if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
-        raise DreamCacheError(f"{path.name} has missing or unexpected weights. Download it again.")
+        raise DreamCacheError(f"{path.name} has missing or unexpected weights: download it again.")
     return contents
 
 
@@ -173,13 +173,13 @@ def _of_ours(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents
             tuple(map(Provenance.from_json, header.get("provenance", ()))),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DreamCacheError(f"{path.name} has a damaged header. Download it again.") from error
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
 def _of_authors(path: Path, shapes: Shapes) -> _Contents:
     names = {name: _our_name(path, name) for name in shapes}
     if not names:
-        raise DreamCacheError(f"{path.name} contains no tensors. Download it again.")
+        raise DreamCacheError(f"{path.name} contains no tensors: download it again.")
     channels = {
         ours.removesuffix(".to_q.weight"): shapes[name][0]
         for name, ours in names.items()
@@ -193,7 +193,7 @@ def _our_name(path: Path, name: str) -> str:
     layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
     part, _, parameter = rest.rpartition(".")
     if not found or part not in _AUTHORS_NAMES:
-        raise DreamCacheError(f"{path.name} is {_guess(name)}, not a DreamCache adapter. {_ADVICE}")
+        raise DreamCacheError(f"{path.name} is {_guess(name)}, not a DreamCache adapter: {_ADVICE}")
     return f"{layer}.{_AUTHORS_NAMES[part]}.{parameter}"
 
 
@@ -202,19 +202,19 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DreamCacheError(
-            f"{path.name} was not opened because it contains more than tensors, and such a file can run any program. "
-            "Use a file that contains only tensors, ideally a .safetensors."
+            f"{path.name} was not opened because it contains more than tensors, and such a file can run any program: "
+            "use a file that contains only tensors, ideally a .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read because it is damaged or incomplete. Download it again."
+            f"{path.name} cannot be read because it is damaged or incomplete: download it again."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise DreamCacheError(f"{path.name} is not a DreamCache adapter. {_ADVICE}")
+        raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
     return content
 
 
-_ADVICE = "Choose a DreamCache adapter, and load other files with their own nodes."
+_ADVICE = "choose a DreamCache adapter, and load other files with their own nodes."
 
 
 def _guess(key: str) -> str:

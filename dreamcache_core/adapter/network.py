@@ -124,11 +124,11 @@ class Adapter(nn.Module):
         if missing and self.base_model == structure.base_model:
             raise DreamCacheError(
                 f"The adapter needs layers that this {self.base_model} model lacks ({', '.join(missing)}), as "
-                "distilled models do. Load an adapter trained for this model, or the model it was distilled from."
+                "distilled models do: load an adapter trained for this model, or the model it was distilled from."
             )
         if missing:
             raise DreamCacheError(
-                f"The adapter was trained for {self.base_model}, but the model is {structure.base_model}. Load an "
+                f"The adapter was trained for {self.base_model}, but the model is {structure.base_model}: load an "
                 f"adapter for {structure.base_model} or a model of {self.base_model}."
             )
 

@@ -75,7 +75,7 @@ class SubjectMeasure:
 
     def __init__(self, yardsticks: Yardsticks, references: Sequence[Picture]) -> None:
         if not references:
-            raise DreamCacheError("There is no reference to compare with. Connect at least one image of the subject.")
+            raise DreamCacheError("There is no reference to compare with: connect at least one image of the subject.")
         self._yardsticks = yardsticks
         encoded = [self._encode(reference) for reference in references]
         # The mean of cosines is the product with the mean.

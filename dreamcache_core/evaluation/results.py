@@ -91,7 +91,7 @@ def plan_drawings(subjects: Sequence[Subject], seeds: int, folder: Path, setting
         differing = [name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name)]
         if differing:
             raise DreamCacheError(
-                f"{folder} contains images generated with a different {' and '.join(sorted(differing))}. Choose "
+                f"{folder} contains images generated with a different {' and '.join(sorted(differing))}: choose "
                 "another folder."
             )
     path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -105,7 +105,7 @@ def plan_drawings(subjects: Sequence[Subject], seeds: int, folder: Path, setting
     for drawing in drawings:
         if drawn.get(drawing.file, drawing) != drawing:
             raise DreamCacheError(
-                f"{folder / drawing.file} was generated from a different prompt than the subject has now. Choose "
+                f"{folder / drawing.file} was generated from a different prompt than the subject has now: choose "
                 "another folder."
             )
     return [drawing for drawing in drawings if drawing.file not in drawn]
@@ -128,7 +128,7 @@ def read_manifest(folder: Path) -> list[Drawing]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DreamCacheError(
-            f'{folder} has no {MANIFEST}. Generate images into it first, or write a line {{"file": …, "subject": …, '
+            f'{folder} has no {MANIFEST}: generate images into it first, or write a line {{"file": …, "subject": …, '
             '"prompt": …}} for each image.'
         )
     drawings = []
@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> list[Drawing]:
             )
         except (ValueError, TypeError) as error:
             raise DreamCacheError(
-                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}. Correct or '
+                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct or '
                 "remove it."
             ) from error
     if not drawings:
@@ -167,7 +167,7 @@ def measure_drawings(
     unknown = drawn - {subject.name for subject in subjects}
     if unknown:
         raise DreamCacheError(
-            f"{folder} contains images of {min(unknown)}, which is not among the subjects. Add its folder to the "
+            f"{folder} contains images of {min(unknown)}, which is not among the subjects: add its folder to the "
             "dataset."
         )
     results, done = [], 0

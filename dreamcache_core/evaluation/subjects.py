@@ -43,10 +43,10 @@ def open_subjects(folder: Path) -> tuple[Subject, ...]:
     Raises DreamCacheError if there are none, or if one has no reference or no prompt.
     """
     if not folder.is_dir():
-        raise DreamCacheError(f"{folder} is not a folder. Choose the one that contains a folder for each subject.")
+        raise DreamCacheError(f"{folder} is not a folder: choose the one that contains a folder for each subject.")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        raise DreamCacheError(f"There are no subjects in {folder}. Add a folder of images for each subject.")
+        raise DreamCacheError(f"There are no subjects in {folder}: add a folder of images for each subject.")
     classes, prompts = _read_dreambooth(folder / "prompts_and_classes.txt")
     return tuple(_open_subject(path, classes, prompts) for path in folders)
 
@@ -66,13 +66,13 @@ def _open_subject(folder: Path, classes: Mapping[str, str], prompts: Mapping[boo
         if path.suffix.lower() in _PICTURES and not path.stem.endswith(_MASK) and not path.name.startswith(".")
     )
     if not references:
-        raise DreamCacheError(f"{folder} contains no images. Add some, or remove the folder.")
+        raise DreamCacheError(f"{folder} contains no images: add some, or remove the folder.")
     class_file = folder / "class.txt"
     named = re.sub(r"\d+$", "", folder.name).replace("_", " ").strip()
     class_name = _read(class_file).strip() if class_file.is_file() else classes.get(folder.name, named)
     if not class_name:
         raise DreamCacheError(
-            f"{folder} does not say what its subject is. Write a word such as dog into its class.txt."
+            f"{folder} does not say what its subject is: write a word such as dog into its class.txt."
         )
     templates = next(
         (_read_prompts(path) for path in (folder / "prompts.txt", folder.parent / "prompts.txt") if path.is_file()),
@@ -80,7 +80,7 @@ def _open_subject(folder: Path, classes: Mapping[str, str], prompts: Mapping[boo
     )
     if not templates:
         raise DreamCacheError(
-            f"There are no prompts for {folder.name}. Write some into {folder.parent / 'prompts.txt'}, one per line, "
+            f"There are no prompts for {folder.name}: write some into {folder.parent / 'prompts.txt'}, one per line, "
             f"with {PLACEHOLDER} in place of the subject."
         )
     filled = tuple(template.replace(PLACEHOLDER, class_name) for template in templates)
@@ -116,4 +116,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DreamCacheError(f"{path} is not in UTF-8. Save it as UTF-8 text.") from error
+        raise DreamCacheError(f"{path} is not in UTF-8: save it as UTF-8 text.") from error

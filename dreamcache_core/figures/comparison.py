@@ -22,7 +22,7 @@ def read_values(name: str, text: str, low: float, high: float, whole: bool = Fal
     if not values:
         numbers = "whole numbers" if whole else "numbers"
         raise DreamCacheError(
-            f'"{text}" is not a valid list for {name}. Write {numbers} from {low:g} to {high:g} separated by commas.'
+            f'"{text}" is not a valid list for {name}: write {numbers} from {low:g} to {high:g} separated by commas.'
         )
     return tuple(dict.fromkeys(values))
 

@@ -49,7 +49,7 @@ class DiskCache:
             write_file(self._path(key), FILE_KIND, FILE_VERSION, {}, {"encoding": tensor})
         except OSError as error:
             raise DreamCacheError(
-                f"Cannot write to {self._folder}: {error.strerror}. Free some space, or continue without "
+                f"Cannot write to {self._folder}: {error.strerror}; free some space, or continue without "
                 "--cache-latents."
             ) from error
 

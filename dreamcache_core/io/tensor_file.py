@@ -78,7 +78,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise DreamCacheError(f"{path} does not exist.") from None
     except (SafetensorError, OSError, *_MALFORMED) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read as .safetensors because it is damaged or incomplete. Download it again."
+            f"{path.name} cannot be read as .safetensors because it is damaged or incomplete: download it again."
         ) from error
 
 
@@ -95,11 +95,11 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
     try:
         found_version, header = int(metadata["version"]), json.loads(metadata["header"])
     except (KeyError, ValueError) as error:
-        raise DreamCacheError(f"{path.name} has a damaged header. Download it again.") from error
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
     if found_version > version:
         raise DreamCacheError(
             f"{path.name} was written by a newer DreamCache (file version {found_version}, this one reads up to "
-            f"{version}). Update the DreamCache nodes."
+            f"{version}): update the DreamCache nodes."
         )
     return header
 

@@ -162,12 +162,12 @@ class ReferenceCache:
             if batch.base_model != structure.base_model:
                 raise DreamCacheError(
                     f"The reference cache was encoded with {batch.base_model}, but the model is "
-                    f"{structure.base_model}. Connect this model to DreamCache Encode Reference too."
+                    f"{structure.base_model}: connect this model to DreamCache Encode Reference too."
                 )
             missing = [layer.name for layer in layers if layer not in batch.layers]
             if missing:
                 raise DreamCacheError(
-                    f"The reference cache lacks layers that the adapter uses ({', '.join(missing)}). Encode the "
+                    f"The reference cache lacks layers that the adapter uses ({', '.join(missing)}): encode the "
                     "reference again, and save it with layers set to all."
                 )
 
@@ -177,7 +177,7 @@ class ReferenceCache:
             if batch.source and batch.source.weights != model.weights:
                 return (
                     f"The reference was encoded with different weights of {batch.base_model} ({batch.source.weights}) "
-                    f"than this model's ({model.weights}). It still works, but the subject may look less like the "
+                    f"than this model's ({model.weights}): it still works, but the subject may look less like the "
                     "reference."
                 )
         return None

@@ -94,7 +94,7 @@ def save_references(
             errors.append(float((_restore(stored, scale).float() - features).norm() / features.norm()))
     error = max(errors)
     if not error < float("inf"):
-        raise DreamCacheError("The features of the reference are too large for float16. Encode it with another model.")
+        raise DreamCacheError("The features of the reference are too large for float16: encode it with another model.")
     header = {
         "base_model": references.base_model,
         "layers": [layer.to_json() for layer in layers],
@@ -165,7 +165,7 @@ def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, to
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is None:
         raise DreamCacheError(
-            f"{path.name} is not a DreamCache reference cache. Choose a file that DreamCache Save Reference Cache "
+            f"{path.name} is not a DreamCache reference cache: choose a file that DreamCache Save Reference Cache "
             "wrote."
         )
     try:
@@ -175,9 +175,9 @@ def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, to
             tensors = {f"0.{layer}": tensor for layer, tensor in tensors.items()}
         return ReferenceFile(_build(header, tensors), header["precision"], header["error"])
     except KeyError as error:
-        raise DreamCacheError(f"{path.name} lacks {error}, which its header lists. Download it again.") from error
+        raise DreamCacheError(f"{path.name} lacks {error}, which its header lists: download it again.") from error
     except (AttributeError, IndexError, StopIteration, TypeError, ValueError) as error:
-        raise DreamCacheError(f"{path.name} has a damaged header. Download it again.") from error
+        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
 def _describe(batch: ReferenceBatch) -> Header:

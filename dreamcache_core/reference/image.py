@@ -26,7 +26,7 @@ def subject_on_white(image: torch.Tensor, mask: torch.Tensor, resolution: int) -
         box = subject_box(one)
         if box is None:
             raise DreamCacheError(
-                f"Mask {number} is black, so there is no subject to encode. Paint the subject white, or disconnect "
+                f"Mask {number} is black, so there is no subject to encode: paint the subject white, or disconnect "
                 "the mask to encode the full image."
             )
         subjects.append(cut_out(picture[box], one[box]))

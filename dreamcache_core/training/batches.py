@@ -34,7 +34,7 @@ def make_batches(
     """
     if settings.batch % (processes * parts):
         raise DreamCacheError(
-            f"A batch of {settings.batch} cannot be split into {processes} processes × {parts} micro-batches. Choose "
+            f"A batch of {settings.batch} cannot be split into {processes} processes × {parts} micro-batches: choose "
             f"a multiple of {processes * parts}."
         )
     loader = DataLoader(

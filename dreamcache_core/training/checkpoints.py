@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
             raise
         last = newest_checkpoint(folder)
         raise DreamCacheError(
-            f"The disk of {folder} is full, so the checkpoint of step {state['step']} was not written. Free some "
+            f"The disk of {folder} is full, so the checkpoint of step {state['step']} was not written: free some "
             f"space, then resume from {last.name if last else 'the start, as there is no earlier one'}."
         ) from error
     for old in sorted(folder.glob("*.checkpoint"))[:-KEPT]:
@@ -67,7 +67,7 @@ def check_room(folder: Path, state: Mapping[str, Any]) -> None:
     if free < needed:
         raise DreamCacheError(
             f"The disk of {folder} has {free / 2**20:,.0f} MB left, but training needs {needed / 2**20:,.0f} MB there "
-            "for its checkpoints. Free some space or choose another folder."
+            "for its checkpoints: free some space or choose another folder."
         )
 
 

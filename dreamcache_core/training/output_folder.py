@@ -36,7 +36,7 @@ class TrainingFolder:
             if before.get(name) != value:
                 raise DreamCacheError(
                     f'The training "{self.path.name}" was started with {name} {before.get(name)}, but now it is '
-                    f"{value}. Set it back to resume, or choose a new name to start over."
+                    f"{value}: set it back to resume, or choose a new name to start over."
                 )
 
     def resume_losses(self, steps: int) -> list[float]:

@@ -29,7 +29,7 @@ def combine_words(seed: int, template: str, subjects: str, contexts: str, styles
     lists = {name: lines for name, lines in lists.items() if f"{{{name}}}" in template}
     total = math.prod(map(len, lists.values()))
     if not total:
-        raise DreamCacheError("There are no subjects to write prompts for. Add some, one per line.")
+        raise DreamCacheError("There are no subjects to write prompts for: add some, one per line.")
     position = seed * _stride(total) % total
     words = {}
     for name, lines in lists.items():
@@ -46,7 +46,7 @@ def choose_line(seed: int, text: str) -> ChosenPrompt:
     """
     lines = _lines(text)
     if not lines:
-        raise DreamCacheError("The prompt file is empty. Add prompts, one per line.")
+        raise DreamCacheError("The prompt file is empty: add prompts, one per line.")
     subject, bar, prompt = lines[seed % len(lines)].partition("|")
     if not bar:
         subject, prompt = "", subject

@@ -42,7 +42,7 @@ def run(
         if not math.isfinite(loss):
             last = newest_checkpoint(folder)
             raise DreamCacheError(
-                f"The loss of step {trainer.step + 1} is not a number. Resume from "
+                f"The loss of step {trainer.step + 1} is not a number: resume from "
                 f"{last.name if last else 'the start'} with a lower learning rate or another precision."
             )
         if save and (trainer.step % every == 0 or trainer.step == settings.steps):

@@ -112,7 +112,7 @@ def open_triplets(folder: Path) -> Triplets:
     What is in the files is seen when they are loaded, or by `Triplets.check`. Raises DreamCacheError if there are none.
     """
     if not folder.is_dir():
-        raise DreamCacheError(f"{folder} is not a folder. Choose the folder that contains the triplets.")
+        raise DreamCacheError(f"{folder} is not a folder: choose the folder that contains the triplets.")
     return _some(folder, *find_samples(folder))
 
 
@@ -128,10 +128,10 @@ def _some(folder: Path, samples: Sequence[SampleFiles], problems: Sequence[str])
         return Triplets(folder, samples, problems)
     if problems:
         raise DreamCacheError(
-            f"None of the {len(problems)} samples in {folder} can be used. The first problem: {problems[0]}"
+            f"None of the {len(problems)} samples in {folder} can be used; the first problem: {problems[0]}"
         )
     raise DreamCacheError(
-        f"There are no triplets in {folder}. Make some with DreamCache Save Triplet, or choose a folder with files "
+        f"There are no triplets in {folder}: make some with DreamCache Save Triplet, or choose a folder with files "
         "named …_generation.png, …_caption.txt and …_mask.png."
     )
 

@@ -28,14 +28,14 @@ def weights_of(model: ModelPatcher) -> Source:
 def check_clip(clip: comfy.sd.CLIP | None) -> None:
     """Raise DreamCacheError if there is no CLIP."""
     if clip is None:
-        raise DreamCacheError("The checkpoint has no CLIP. Load one with Load CLIP.")
+        raise DreamCacheError("The checkpoint has no CLIP: load one with Load CLIP.")
 
 
 def check_prompt_width(width: int, structure: UNetStructure) -> None:
     """Raise DreamCacheError unless the U-Net reads prompts of this width. `width`: channels of an encoded prompt."""
     if width != structure.context_dim:
         raise DreamCacheError(
-            f"The CLIP encodes prompts to {width} channels, but the model needs {structure.context_dim}. Connect the "
+            f"The CLIP encodes prompts to {width} channels, but the model needs {structure.context_dim}: connect the "
             "CLIP of the model's own checkpoint."
         )
 
@@ -43,10 +43,10 @@ def check_prompt_width(width: int, structure: UNetStructure) -> None:
 def check_vae(vae: comfy.sd.VAE | None, model: ModelPatcher) -> None:
     """Raise DreamCacheError unless there is a VAE whose latents the model reads."""
     if vae is None:
-        raise DreamCacheError("The checkpoint has no VAE. Load one with Load VAE.")
+        raise DreamCacheError("The checkpoint has no VAE: load one with Load VAE.")
     channels = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != channels:
         raise DreamCacheError(
-            f"The VAE makes latents of {vae.latent_channels} channels, but the model needs {channels}. Connect the "
+            f"The VAE makes latents of {vae.latent_channels} channels, but the model needs {channels}: connect the "
             "VAE of the model's own checkpoint."
         )

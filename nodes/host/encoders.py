@@ -23,7 +23,7 @@ from ...dreamcache_core.io.tensor_file import name_and_hash
 
 _HEAD_CHANNELS = 64
 _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
-_ADVICE = "Use a file with a complete CLIP, such as OpenAI's clip-vit-large-patch14, for both"
+_ADVICE = "use a file with a complete CLIP, such as OpenAI's clip-vit-large-patch14, for both"
 
 
 class VisionEncoder:
@@ -35,7 +35,7 @@ class VisionEncoder:
     def __init__(self, clip_vision: ClipVisionModel, file: Path | None = None) -> None:
         self.kind = _KINDS.get(clip_vision.model_type)
         if not self.kind:
-            raise DreamCacheError(f"A {clip_vision.model_type} has no image embedding to compare. Use a CLIP.")
+            raise DreamCacheError(f"A {clip_vision.model_type} has no image embedding to compare: use a CLIP.")
         config = clip_vision.config
         self.channels: int = config.get("projection_dim", config["hidden_size"])
         self.description = _describe(f"{self.kind} ViT/{config['patch_size']}", config["num_hidden_layers"], file)
@@ -75,13 +75,13 @@ class TextEncoder:
             found = " and ".join(map(str, widths.values())) or "none of CLIP's"
             raise DreamCacheError(
                 f"The text encoder belongs to another CLIP than the image encoder (its vectors are {found} wide, the "
-                f"images' {images.channels}). {_ADVICE}."
+                f"images' {images.channels}): {_ADVICE}."
             )
         self._clip, self._encoder = clip, encoders[self._name]
         if not _has_projection(clip, self._encoder.transformer.text_projection):
             raise DreamCacheError(
                 "The text encoder has no text projection, as in SD1.x checkpoints, so it cannot compare prompts with "
-                f"images. {_ADVICE}."
+                f"images: {_ADVICE}."
             )
         self.description = _describe(f"CLIP text encoder, {images.channels} wide", self._encoder.num_layers, file)
 
@@ -104,7 +104,7 @@ def load_dino(path: Path) -> ImageEncoder:
         return DinoEncoder(network, path)
     clip_vision = comfy.clip_vision.load(str(path))
     if clip_vision is None or clip_vision.model_type != "dinov2":
-        raise DreamCacheError(f"{path.name} contains no known DINO. Use DINO's ViT-S/16.")
+        raise DreamCacheError(f"{path.name} contains no known DINO: use DINO's ViT-S/16.")
     return VisionEncoder(clip_vision, path)
 
 
@@ -117,7 +117,7 @@ def clip_images(clip_vision: ClipVisionModel, file: Path | None = None) -> Visio
     """CLIP's encoder of pictures. Raises DreamCacheError if `clip_vision` is another network."""
     encoder = VisionEncoder(clip_vision, file)
     if encoder.kind != "CLIP":
-        raise DreamCacheError(f"A {encoder.kind} is not a CLIP, which CLIP-I and CLIP-T need. Use a CLIP.")
+        raise DreamCacheError(f"A {encoder.kind} is not a CLIP, which CLIP-I and CLIP-T need: use a CLIP.")
     return encoder
 
 
@@ -138,10 +138,10 @@ def load_mask_finder(path: Path) -> MaskFinder:
     try:
         import comfy.bg_removal_model
     except ModuleNotFoundError as error:
-        raise DreamCacheError("This ComfyUI is too old to remove backgrounds. Update it.") from error
+        raise DreamCacheError("This ComfyUI is too old to remove backgrounds: update it.") from error
     model = comfy.bg_removal_model.load(str(path))
     if model is None:
-        raise DreamCacheError(f"{path.name} contains no background-removal network. Use a BiRefNet.")
+        raise DreamCacheError(f"{path.name} contains no background-removal network: use a BiRefNet.")
     return lambda image: model.encode_image(image.unsqueeze(0))[0].float().cpu()
 
 
@@ -150,7 +150,7 @@ def _smaller_clip_vision(path: Path) -> ClipVisionModel:
     patches = tensors.get("vision_model.embeddings.patch_embedding.weight")
     projection = tensors.get("visual_projection.weight")
     if patches is None or projection is None:
-        raise DreamCacheError(f"{path.name} contains no known CLIP image encoder. Use a complete CLIP.")
+        raise DreamCacheError(f"{path.name} contains no known CLIP image encoder: use a complete CLIP.")
     width, _, patch, _ = patches.shape
     positions = tensors["vision_model.embeddings.position_embedding.weight"]
     clip_vision = ClipVisionModel(

@@ -32,12 +32,12 @@ def models_folder(name: str) -> Path:
 def no_such_file(folder: str, name: str, what: str) -> str:
     """What to say where a models folder has no file of this name."""
     folders = " or ".join(folder_paths.get_folder_paths(folder))
-    return f"There is no {what} {name} in {folders}. Put it there, then press R to refresh the list."
+    return f"There is no {what} {name} in {folders}: put it there, then press R to refresh the list."
 
 
 def outside(folder: Path, prefix: str, example: str) -> str:
     """What to say where `prefix` is no name for a file inside `folder`."""
-    return f'"{prefix}" is not a valid file name in {folder}. Use a name such as {example} or cups/{example}.'
+    return f'"{prefix}" is not a valid file name in {folder}: use a name such as {example} or cups/{example}.'
 
 
 def is_inside(folder: Path, name: str) -> bool:
@@ -71,7 +71,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             raise
     except OSError as error:
         raise DreamCacheError(
-            f"Cannot write {prefix} to {folder}: {error.strerror}. Free some space or choose another name."
+            f"Cannot write {prefix} to {folder}: {error.strerror}; free some space or choose another name."
         ) from error
     return path
 

@@ -33,7 +33,7 @@ def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_fo
         return
     one = what.removesuffix("s")
     needed = f"one mask for all, or one for each {one}" if one_for_all else f"one mask for each {one}"
-    raise DreamCacheError(f"There are {masks} masks for {images} {what}. Connect {needed}.")
+    raise DreamCacheError(f"There are {masks} masks for {images} {what}: connect {needed}.")
 
 
 def masks_of(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

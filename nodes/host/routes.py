@@ -69,7 +69,7 @@ def add_routes(routes: web.RouteTableDef) -> None:
             saved = await asyncio.to_thread(_save_reference, request.match_info["name"], content)
         except web.HTTPRequestEntityTooLarge as error:
             raise _bad_request(
-                "The file is larger than the server accepts. Copy it into models/dreamcache_references instead."
+                "The file is larger than the server accepts: copy it into models/dreamcache_references instead."
             ) from error
         except DreamCacheError as error:
             raise _bad_request(str(error)) from error
