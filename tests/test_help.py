@@ -71,7 +71,9 @@ def test_the_help_panel_shows_every_page_within_its_width(front_end: FrontEnd) -
     page = front_end.page
     help_page = page.locator(".node-help-content")
     for number, node in enumerate(NODES):
-        front_end.add(node, (150 + 34 * number, 150 + 34 * number))
+        front_end.add(node, (100 + 280 * (number % 3), 150 + 110 * (number // 3)))
+    # So that no node, and no toolbox of the selected one, covers another's title.
+    page.evaluate("app.graph.nodes.forEach((node) => node.collapse())")
     page.mouse.click(*front_end.title(next(iter(NODES))))
     page.get_by_test_id("info-button").click()
     for language in LANGUAGES:
