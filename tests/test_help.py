@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from comfyui_server import ComfyUIServer
 from environment import ROOT
 from front_end import FrontEnd, open_front_end
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh")
@@ -74,12 +75,10 @@ def test_the_help_panel_shows_every_page_within_its_width(front_end: FrontEnd) -
         front_end.add(node, (100 + 280 * (number % 3), 150 + 110 * (number // 3)))
     # So that no node, and no toolbox of the selected one, covers another's title.
     page.evaluate("app.graph.nodes.forEach((node) => node.collapse())")
-    page.mouse.click(*front_end.title(next(iter(NODES))))
-    page.get_by_test_id("info-button").click()
     for language in LANGUAGES:
-        page.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
         texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-        # From the last node to the first: the panel reads a page when another node is selected.
+        _choose_language(front_end, language, texts["ApplyDreamCache"]["inputs"]["strength"]["name"])
+        _open_help(front_end, next(iter(NODES)))
         for node in reversed(NODES):
             page.mouse.click(*front_end.title(node))
             expect(help_page.get_by_role("heading", level=1)).to_have_text(texts[node]["display_name"])
@@ -92,6 +91,25 @@ def test_the_help_panel_shows_every_page_within_its_width(front_end: FrontEnd) -
             assert not help_page.evaluate(_TOO_WIDE), node
             assert "*" not in help_page.inner_text(), node
     page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+
+
+def _choose_language(front_end: FrontEnd, language: str, strength: str) -> None:
+    """Set the front end's language, and wait until it names the input `strength` so."""
+    front_end.page.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    front_end.page.wait_for_function(
+        """name => LiteGraph.createNode('ApplyDreamCache').inputs.some((input) =>
+            input.name === 'strength' && (input.localized_name ?? input.name) === name)""",
+        arg=strength,
+    )
+
+
+def _open_help(front_end: FrontEnd, node: str) -> None:
+    """Select a node and show its help, unless the panel shows it already."""
+    front_end.page.mouse.click(*front_end.title(node))
+    with suppress(Error):
+        front_end.page.locator(".node-help-content").wait_for(timeout=5_000)
+        return
+    front_end.page.get_by_test_id("info-button").click()
 
 
 _TOO_WIDE = """panel => {
