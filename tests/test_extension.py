@@ -269,7 +269,7 @@ def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_
         app.graph.nodes[0].widgets[4].value = 'list'
     }"""
     page.evaluate(set_values, "1, much")
-    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is no list')
+    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is not a list')
     colours = """element => {
         const { color, backgroundColor } = getComputedStyle(element)
         return [color, backgroundColor]

@@ -199,7 +199,7 @@ def test_a_resolution_that_latents_do_not_have(server: ComfyUIServer) -> None:
         train(server, "wrong", resolution=100)
     scene = Scene(server)
     resolution = scene.add("PrimitiveInt", value=100)
-    assert "A resolution of 100 is no multiple of 8: take 96." in failure_to_train(scene, resolution=resolution)
+    assert "The resolution 100 is not a multiple of 8: use 96." in failure_to_train(scene, resolution=resolution)
 
 
 def test_a_batch_that_cannot_be_cut(server: ComfyUIServer) -> None:

@@ -103,7 +103,7 @@ def test_a_tar_is_read_as_the_folder_it_was(folder: Path, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     cut = open_triplets(shards)
     assert 1 < len(cut) < 6
-    assert any("00000.tar is no uncompressed tar or is damaged" in problem for problem in cut.problems)
+    assert any("00000.tar is damaged or not an uncompressed tar" in problem for problem in cut.problems)
 
 
 def delete(path: Path) -> None:
