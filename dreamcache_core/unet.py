@@ -75,7 +75,7 @@ def read_structure(unet: torch.nn.Module, kind: str) -> UNetStructure:
     SD3) or without transformers in them, and for a video U-Net, whose transformers mix frames.
     """
     if not all(hasattr(unet, prefix) for prefix in _STAGE_OF_PREFIX):
-        raise DreamCacheError(f"DreamCache reads the blocks of U-Nets, and {kind} has none: {_ADVICE}.")
+        raise DreamCacheError(f"DreamCache works with U-Nets, and {kind} is not one: {_ADVICE}.")
     transformers: dict[str, Any] = {
         name: module
         for name, module in unet.named_modules()
@@ -83,7 +83,7 @@ def read_structure(unet: torch.nn.Module, kind: str) -> UNetStructure:
     }
     if not transformers or any(hasattr(transformer, "time_stack") for transformer in transformers.values()):
         raise DreamCacheError(
-            f"DreamCache works on U-Nets that draw single pictures, and {kind} is another: {_ADVICE}."
+            f"DreamCache works with U-Nets that generate single images, and {kind} is not one: {_ADVICE}."
         )
     blocks = {name: transformer.transformer_blocks[0] for name, transformer in transformers.items()}
     return UNetStructure(

@@ -17,14 +17,14 @@ class DreamCacheAdapterLoader(io.ComfyNode):
             node_id="DreamCacheAdapterLoader",
             display_name="DreamCache Adapter Loader",
             category=CATEGORY,
-            description="Loads a trained adapter, this project's .safetensors or the authors' .pt.",
+            description="Loads a trained adapter: this project's .safetensors, or the .pt of the paper's authors.",
             search_aliases=["personalize", "load adapter"],
             inputs=[adapter_name_input()],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache."),
                 io.String.Output(
                     "info",
-                    tooltip="What the file holds: its format, base model, size and layers, and what it was trained on.",
+                    tooltip="Contents of the file: format, base model, size, layers and training.",
                 ),
             ],
         )

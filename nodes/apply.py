@@ -33,10 +33,11 @@ class ApplyDreamCache(io.ComfyNode):
             node_id="ApplyDreamCache",
             display_name="Apply DreamCache",
             category=CATEGORY,
-            description="Lets the model look at your subject while it draws. Apply twice for two subjects.",
+            description="Makes the model use your reference while it generates. For two subjects, chain two of these "
+            "nodes.",
             search_aliases=["personalize", "subject reference", "ip adapter"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the reference was encoded with."),
+                io.Model.Input("model", tooltip="The model you encoded the reference with."),
                 AdapterType.Input("adapter", tooltip="From DreamCache Adapter Loader."),
                 ReferenceCacheType.Input(
                     "reference_cache",
@@ -49,8 +50,8 @@ class ApplyDreamCache(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where in sampling the reference begins to enter. Later leaves the composition to the "
-                    "prompt.",
+                    tooltip="When the reference starts to apply: 0 = first step, 1 = end of sampling. Start later to "
+                    "leave the composition to the prompt.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -58,7 +59,7 @@ class ApplyDreamCache(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where in sampling the reference stops entering. Earlier leaves details to the prompt.",
+                    tooltip="When the reference stops applying. Stop earlier to leave details to the prompt.",
                 ),
                 io.Float.Input(
                     "image_guidance",
@@ -66,24 +67,24 @@ class ApplyDreamCache(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="How far to push towards the reference, as CFG pushes towards the prompt. Any value but 1 "
-                    "evaluates the model once more at each step.",
+                    tooltip="How far to push towards the reference, as CFG pushes towards the prompt. 1 = no extra "
+                    "guidance; any other value costs one more model evaluation per step.",
                 ),
                 rows_input(
-                    "Which rows of the batch read the reference: those of both prompts, as in training; only those of "
-                    "the positive prompt, so that CFG pushes towards the reference too; or only those of the negative."
+                    "Which prompts use the reference. both: as in training. conditioned: only the positive prompt, so "
+                    "CFG also pushes towards the reference. unconditioned: only the negative prompt."
                 ),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="White where the reference enters, grey where it enters less. Of any size; one mask, or "
-                    "one for each latent of the batch. Without it the reference enters everywhere.",
+                    tooltip="Where the reference applies: white = fully, grey = less, black = not at all. Any size; "
+                    "one mask, or one for each latent of the batch. Without a mask it applies everywhere.",
                 ),
                 StrengthsType.Input(
                     "strengths",
                     optional=True,
-                    tooltip="From DreamCache Strengths: how much enters at which layers and when. It is multiplied "
-                    "with strength.",
+                    tooltip="From DreamCache Strengths: strength for each group of layers and over sampling. It is "
+                    "multiplied by strength.",
                 ),
                 guidance_curve_input(),
             ],

@@ -25,33 +25,36 @@ class DreamCacheCombineReferences(io.ComfyNode):
             node_id="DreamCacheCombineReferences",
             display_name="DreamCache Combine References",
             category=CATEGORY,
-            description="Lets the model look at several references: all at once, at their average, or at one for each "
-            "picture of the batch.",
+            description="Combines several references: use all of them at once, their average, or one for each image "
+            "of the batch.",
             search_aliases=["several references", "batch references", "average", "combine embeds"],
             inputs=[
                 io.Autogrow.Input(
                     "references",
                     template=io.Autogrow.TemplateNames(ReferenceCacheType.Input("reference"), names=_NAMES, min=1),
-                    tooltip="Reference caches of one base model, of any sizes. A new input appears with each that you "
-                    "connect.",
+                    tooltip="Reference caches of the same base model, in any sizes. A new input appears each time you "
+                    "connect one.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=[CONCATENATE, AVERAGE, ONE_PER_LATENT],
                     default=CONCATENATE,
-                    tooltip="concatenate: all are read by all pictures, each with its details. average: one reference, "
-                    "the mean of all. one per latent: the first picture of the batch reads the first reference, and so "
-                    "on.",
+                    tooltip="concatenate: every image uses all references in full detail. average: every image uses "
+                    "their mean. one per latent: the first image of the batch uses the first reference, and so on.",
                 ),
                 io.String.Input(
                     "strengths",
                     default="",
                     placeholder="1, 0.5",
-                    tooltip="A number for each input, from the first: how much it counts beside the others, from 0 to "
-                    "10. Those without a number count 1. How much enters of all together, Apply DreamCache says.",
+                    tooltip="How much each reference counts relative to the others: numbers from 0 to 10 in the order "
+                    "of the inputs. Missing numbers are 1. Set the overall strength in Apply DreamCache.",
                 ),
             ],
-            outputs=[ReferenceCacheType.Output("reference_cache", tooltip="For Apply DreamCache, or to be saved.")],
+            outputs=[
+                ReferenceCacheType.Output(
+                    "reference_cache", tooltip="For Apply DreamCache or DreamCache Save Reference Cache."
+                )
+            ],
         )
 
     @classmethod
@@ -62,7 +65,7 @@ class DreamCacheCombineReferences(io.ComfyNode):
         if mode == ONE_PER_LATENT:
             if strengths.strip():
                 raise DreamCacheError(
-                    "Strengths weigh references that are read together, and here each latent reads one of its own: "
+                    "In the mode one per latent, each image uses a single reference, so strengths have no effect: "
                     "leave strengths empty."
                 )
             return io.NodeOutput(combine(given, [1.0] * len(given), per_latent=True))
@@ -74,11 +77,11 @@ def _read_strengths(text: str, count: int) -> list[float]:
     strengths = parse_numbers(text, 0, MAX_STRENGTH)
     if strengths is None:
         raise DreamCacheError(
-            f'"{text}" is no list of strengths: write numbers from 0 to {MAX_STRENGTH:g} with commas between, such as '
-            "1, 0.5."
+            f'"{text}" is not a list of strengths: write numbers from 0 to {MAX_STRENGTH:g} separated by commas, such '
+            "as 1, 0.5."
         )
     if len(strengths) > count:
         raise DreamCacheError(
-            f"There are {len(strengths)} strengths for {count} references: write one for each at most."
+            f"There are {len(strengths)} strengths for {count} references: write at most one for each."
         )
     return [*strengths, *[1.0] * (count - len(strengths))]

@@ -29,13 +29,13 @@ from .schema import CATEGORY, AdapterType, ReferenceCacheType, StrengthsType, ro
 
 # The settings that can be compared: name → (default, minimum, maximum, whether whole, the tooltip's beginning).
 _COMPARED: dict[str, tuple[str, float, float, bool, str]] = {
-    "strength": ("0, 0.5, 1", 0, 2, False, "How much of the reference enters."),
+    "strength": ("0, 0.5, 1", 0, 2, False, "How strongly the reference affects the image."),
     "image_guidance": ("1, 2", 0, 10, False, "How far to push towards the reference."),
-    "seed": ("0", 0, 2**64 - 1, True, "Of the noise."),
+    "seed": ("0", 0, 2**64 - 1, True, "Seed of the noise."),
     "cfg": ("7", 0, 100, False, "How far to push towards the prompt."),
-    "start_percent": ("0", 0, 1, False, "Where in sampling the reference begins to enter."),
-    "end_percent": ("1", 0, 1, False, "Where in sampling the reference stops entering."),
-    "steps": ("20", 1, 10_000, True, "Steps of sampling."),
+    "start_percent": ("0", 0, 1, False, "When the reference starts to apply."),
+    "end_percent": ("1", 0, 1, False, "When the reference stops applying."),
+    "steps": ("20", 1, 10_000, True, "Number of sampling steps."),
 }
 
 
@@ -47,22 +47,24 @@ class DreamCacheCompare(io.ComfyNode):
             node_id="DreamCacheCompare",
             display_name="DreamCache Compare",
             category=CATEGORY,
-            description="Draws a picture with every combination of the settings that you list, and puts them into a "
+            description="Generates an image for every combination of the settings you list and shows them in one "
             "table.",
             search_aliases=["xy plot", "grid", "contact sheet", "strength sweep"],
             inputs=[
-                io.Model.Input("model", tooltip="Without Apply DreamCache: it is applied here, anew for each picture."),
+                io.Model.Input(
+                    "model", tooltip="A model without Apply DreamCache: this node applies it for each image."
+                ),
                 AdapterType.Input("adapter", tooltip="From DreamCache Adapter Loader."),
-                ReferenceCacheType.Input("reference_cache", tooltip="What Apply DreamCache would be given."),
+                ReferenceCacheType.Input("reference_cache", tooltip="The reference, as for Apply DreamCache."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
-                io.Conditioning.Input("positive", tooltip="What the pictures should show."),
-                io.Conditioning.Input("negative", tooltip="What they should not."),
-                io.Latent.Input("latent_image", tooltip="As for KSampler: an empty one, or what to draw over."),
+                io.Conditioning.Input("positive", tooltip="What to generate."),
+                io.Conditioning.Input("negative", tooltip="What to avoid."),
+                io.Latent.Input("latent_image", tooltip="As in KSampler: an empty latent, or an image to start from."),
                 *(
                     io.String.Input(
                         name,
                         default=default,
-                        tooltip=f"{what} One number, or several with commas between them, to compare them.",
+                        tooltip=f"{what} Enter one number, or several separated by commas to compare them.",
                         advanced=name in ("start_percent", "end_percent"),
                     )
                     for name, (default, _, _, _, what) in _COMPARED.items()
@@ -75,7 +77,7 @@ class DreamCacheCompare(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="As in KSampler: less keeps more of the latent.",
+                    tooltip="As in KSampler: a lower value keeps more of the latent.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -84,15 +86,15 @@ class DreamCacheCompare(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Of each picture in the table, in pixels.",
+                    tooltip="Size of each image in the table, in pixels.",
                 ),
                 rows_input("As in Apply DreamCache.", optional=True),
-                io.Mask.Input("region", optional=True, tooltip="As in Apply DreamCache: where the reference enters."),
+                io.Mask.Input("region", optional=True, tooltip="As in Apply DreamCache: where the reference applies."),
                 StrengthsType.Input("strengths", optional=True, tooltip="From DreamCache Strengths."),
             ],
             outputs=[
-                io.Image.Output("grid", tooltip="The table, with the settings on its rows and columns."),
-                io.Image.Output("images", tooltip="All pictures in their own size, row by row."),
+                io.Image.Output("grid", tooltip="The table, labelled with the settings."),
+                io.Image.Output("images", tooltip="All images at full size, row by row."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -134,7 +136,7 @@ class DreamCacheCompare(io.ComfyNode):
         }
         batch = len(latent_image["samples"])
         labels = [
-            f"{label} picture {number}" if batch > 1 else label
+            f"{label} image {number}" if batch > 1 else label
             for label in comparison.row_labels
             for number in range(1, batch + 1)
         ]
@@ -152,7 +154,7 @@ class DreamCacheCompare(io.ComfyNode):
         different = list(dict.fromkeys(settings for row in table for settings in row))
         bar = comfy.utils.ProgressBar(sum(settings.steps for settings in different))
         for number, settings in enumerate(different, start=1):
-            show_text(cls, f"picture {number} of {len(different)}")
+            show_text(cls, f"image {number} of {len(different)}")
             injected = inject_reference(model, adapter, reference_cache, settings, **fields)
             generated[settings] = generate(
                 injected, vae, positive, negative, latent_image, settings, callback=lambda *_: bar.update(1)

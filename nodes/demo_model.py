@@ -34,17 +34,17 @@ class DreamCacheDemoModel(io.ComfyNode):
             node_id="DreamCacheDemoModel",
             display_name="DreamCache Demo Model",
             category=CATEGORY,
-            description="A small model with its adapter, to try everything without a checkpoint: emoji things at "
-            "128 × 128.",
+            description="A small model with its own adapter. Try everything without a checkpoint: it generates "
+            "emoji-style things at 128 × 128.",
             search_aliases=["personalize", "load checkpoint", "example model"],
             inputs=[],
             outputs=[
                 io.Model.Output("model", tooltip="SD1.5 in miniature, for Encode Reference and Apply DreamCache."),
-                io.Clip.Output("clip", tooltip="For the prompts: a thing and one of the places on the help page."),
+                io.Clip.Output("clip", tooltip="For CLIP Text Encode. The help page lists what you can ask for."),
                 io.Vae.Output("vae", tooltip="For Encode Reference and VAE Decode."),
-                AdapterType.Output("adapter", tooltip="Trained for this model, for Apply DreamCache."),
-                io.Image.Output("image", tooltip="A subject to begin with, which the model was never trained on."),
-                io.Mask.Output("mask", tooltip="White on that subject, for Encode Reference."),
+                AdapterType.Output("adapter", tooltip="For Apply DreamCache. Trained for this model."),
+                io.Image.Output("image", tooltip="A sample subject that the model was never trained on."),
+                io.Mask.Output("mask", tooltip="Mask of that subject, for Encode Reference."),
             ],
         )
 
@@ -95,5 +95,5 @@ def _read(path: Path, read: Callable[[Path], _Content]) -> _Content:
     except DreamCacheError as error:
         problem = "is damaged" if path.is_file() else "is not there"
         raise DreamCacheError(
-            f"{path} {problem}: install the DreamCache nodes anew, which bring the demo model with them."
+            f"{path} {problem}: reinstall the DreamCache nodes, which include the demo model."
         ) from error

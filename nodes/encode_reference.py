@@ -20,21 +20,25 @@ class DreamCacheEncodeReference(io.ComfyNode):
             node_id="DreamCacheEncodeReference",
             display_name="DreamCache Encode Reference",
             category=CATEGORY,
-            description="Reads a picture of your subject with the model itself, and caches what the model saw in it.",
+            description="Encodes an image of your subject with the model itself. Connect the result to Apply "
+            "DreamCache.",
             search_aliases=["personalize", "subject reference", "reference image", "ip adapter"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will draw the picture: SD1.x, SD2.x or SDXL."),
+                io.Model.Input("model", tooltip="The model you generate with: SD1.x, SD2.x or SDXL."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Image.Input(
-                    "image", tooltip="Your subject, best alone and large in the picture. A batch is several references."
+                    "image",
+                    tooltip="An image of your subject, ideally alone and large in the frame. Each image of a "
+                    "batch becomes a reference.",
                 ),
-                io.Clip.Input("clip", tooltip="The CLIP of that model. It encodes an empty prompt."),
+                io.Clip.Input("clip", tooltip="The CLIP of that model. The reference is encoded with an empty prompt."),
                 io.Int.Input(
                     "timestep",
                     default=TIMESTEP,
                     min=0,
                     max=999,
-                    tooltip="How noisy the reference is when the model reads it. Adapters are trained for 1.",
+                    tooltip="The timestep at which the reference is encoded; a higher one adds more noise. Keep 1, "
+                    "which adapters are trained for.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -44,7 +48,7 @@ class DreamCacheEncodeReference(io.ComfyNode):
                     max=2**64 - 1,
                     # A new seed after each run would encode the same reference again and again, to no effect.
                     control_after_generate=False,
-                    tooltip="Of that noise. It matters little at timestep 1.",
+                    tooltip="Seed of that noise. At timestep 1 it makes almost no difference.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -53,29 +57,27 @@ class DreamCacheEncodeReference(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=8,
-                    tooltip="The reference is resized to the area of a square of so many pixels, keeping its "
-                    "proportions. Take the size that the model was trained at. 0 keeps the picture's own size.",
+                    tooltip="Set this to the size the model was trained at. The reference is resized to the area of a "
+                    "square with this side, keeping its proportions. 0 keeps the original size.",
                     advanced=True,
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White on your subject: it is cut out, centred on white and cropped with a margin, which "
-                    "is how adapters were trained. One mask, or one for each picture.",
+                    tooltip="Paint your subject white. It is cut out, centred on white and cropped with a margin, as "
+                    "in training. Connect one mask, or one for each image.",
                 ),
                 io.Boolean.Input(
                     "subject_only",
                     default=False,
                     optional=True,
-                    tooltip="Let only what the mask has of the reference be read, and nothing of the white around it. "
-                    "That is faster, too. Without a mask it does nothing.",
+                    tooltip="Use only the masked part of the reference and ignore the white around it. This is also "
+                    "faster. Has no effect without a mask.",
                     advanced=True,
                 ),
             ],
             outputs=[
-                ReferenceCacheType.Output(
-                    "reference_cache", tooltip="What the model saw in your subject, for Apply DreamCache."
-                )
+                ReferenceCacheType.Output("reference_cache", tooltip="The encoded reference, for Apply DreamCache.")
             ],
         )
 

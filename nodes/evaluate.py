@@ -39,51 +39,54 @@ class DreamCacheEvaluate(io.ComfyNode):
             node_id="DreamCacheEvaluate",
             display_name="DreamCache Evaluate",
             category=TRAINING_CATEGORY,
-            description="Measures drawn pictures of a subject as papers do: DINO, CLIP-I and CLIP-T.",
+            description="Scores generated images of a subject with the metrics used in papers: DINO, CLIP-I and "
+            "CLIP-T.",
             search_aliases=["metrics", "score", "clip score", "dino score", "similarity", "benchmark"],
             inputs=[
-                io.Image.Input("image", tooltip="What was drawn of the subject. Of a batch, each is measured."),
-                io.Image.Input("reference", tooltip="Pictures of the subject, best several photographs."),
+                io.Image.Input("image", tooltip="Generated images of the subject. Each image of a batch is scored."),
+                io.Image.Input("reference", tooltip="Images of the subject, ideally several photographs."),
                 io.Combo.Input(
                     "dino",
                     options=[NONE, *folder_paths.get_filename_list(FOLDER)],
                     default=NONE,
-                    tooltip="A DINO network in models/clip_vision, to compare images with references. Papers take "
-                    "DINO's ViT-S/16.",
+                    tooltip="A DINO network in models/clip_vision, to compare images with references. Papers use DINO "
+                    "ViT-S/16.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="A CLIP, from Load CLIP Vision, to compare images with references, and with the prompt.",
+                    tooltip="A CLIP from Load CLIP Vision, to compare images with references and with the prompt.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the same CLIP with its text projection, from Load CLIP, to compare "
-                    "images with the prompt. A checkpoint's has no projection, as a rule.",
+                    tooltip="The text encoder of the same CLIP, including its text projection, from Load CLIP. It "
+                    "compares images with the prompt. Checkpoints usually lack the projection.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the images were drawn from: one prompt for all, or one a line for each.",
+                    tooltip="The prompt the images were generated from: one for all, or one per line for each.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="White on the subject: one for all images, or for each."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Paint the subject white: one mask for all images, or one for each."
+                ),
                 io.Mask.Input(
                     "reference_mask",
                     optional=True,
-                    tooltip="White on the subject: one for all references, or for each. With both masks, backgrounds "
-                    "are left out of the masked scores.",
+                    tooltip="Paint the subject white: one mask for all references, or one for each. With both masks, "
+                    "masked scores leave out the background.",
                 ),
             ],
             outputs=[
-                io.String.Output("text", tooltip="The mean scores, and what they were measured with."),
+                io.String.Output("text", tooltip="The mean scores, and the networks that computed them."),
                 *(
-                    io.Float.Output(_name(metric), tooltip=f"Mean {metric} of the images; nan if it wasn't measured.")
+                    io.Float.Output(_name(metric), tooltip=f"Mean {metric} of the images; nan if not computed.")
                     for metric in METRICS
                 ),
-                io.Image.Output("contact_sheet", tooltip="References and images, with the scores of each."),
+                io.Image.Output("contact_sheet", tooltip="References and images, each with its scores."),
             ],
         )
 
@@ -133,7 +136,7 @@ def _name(metric: str) -> str:
 
 def _masked_images(image: torch.Tensor, mask: torch.Tensor | None, what: str) -> list[MaskedImage]:
     if not len(image):
-        raise DreamCacheError(f"The batch of {what} is empty, so there is nothing to measure: connect some.")
+        raise DreamCacheError(f"The batch of {what} is empty: connect at least one.")
     image = to_rgb(image)
     if mask is None:
         return [MaskedImage(pixels) for pixels in image]
@@ -154,11 +157,13 @@ def _metric_networks(
     dino: str, clip_vision: ClipVisionModel | None, clip: comfy.sd.CLIP | None, prompt: str
 ) -> MetricNetworks:
     if dino == NONE and clip_vision is None:
-        raise DreamCacheError("There is nothing to measure with: choose a DINO, or connect Load CLIP Vision.")
+        raise DreamCacheError("There is no network to score with: choose a DINO, or connect Load CLIP Vision.")
     if clip is not None and clip_vision is None:
-        raise DreamCacheError("CLIP alone compares no images with prompts: connect Load CLIP Vision as well.")
+        raise DreamCacheError(
+            "A CLIP text encoder alone cannot compare images with the prompt: connect Load CLIP Vision too."
+        )
     if clip is not None and not prompt.strip():
-        raise DreamCacheError("The prompt is empty, so there is nothing to compare: write it, or disconnect the CLIP.")
+        raise DreamCacheError("The prompt is empty: write it, or disconnect the CLIP.")
     clip_image = encoders.clip_image_encoder(clip_vision) if clip_vision else None
     return MetricNetworks(
         dino=None if dino == NONE else encoders.load_dino(Path(folder_paths.get_full_path_or_raise(FOLDER, dino))),

@@ -19,12 +19,12 @@ class DreamCacheGuider(io.ComfyNode):
             node_id="DreamCacheGuider",
             display_name="DreamCache Guider",
             category=CATEGORY,
-            description="Pushes towards the prompt and towards your subject, each as far as you say.",
+            description="Guides sampling towards the prompt and towards your subject, each with its own weight.",
             search_aliases=["image guidance", "subject guidance", "dual cfg", "cfg guider"],
             inputs=[
-                io.Model.Input("model", tooltip="From Apply DreamCache, whose own image_guidance is left out here."),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
-                io.Conditioning.Input("negative", tooltip="What not to draw."),
+                io.Model.Input("model", tooltip="From Apply DreamCache. The image_guidance set there is ignored."),
+                io.Conditioning.Input("positive", tooltip="What to generate."),
+                io.Conditioning.Input("negative", tooltip="What to avoid."),
                 io.Float.Input(
                     "cfg",
                     default=7.0,
@@ -39,8 +39,8 @@ class DreamCacheGuider(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.1,
-                    tooltip="How far to push from a picture without a reference towards one with it. At 1 no further "
-                    "than the adapter does by itself; any other value takes three predictions at each step, not two.",
+                    tooltip="How far to push from the image without the reference towards the image with it. 1 = no "
+                    "extra guidance; any other value takes three model evaluations per step instead of two.",
                 ),
                 guidance_curve_input(),
             ],

@@ -22,20 +22,21 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
             node_id="DreamCacheLoadReferenceCache",
             display_name="DreamCache Load Reference Cache",
             category=CATEGORY,
-            description="Loads a reference that was saved, without its picture and without encoding it.",
+            description="Loads a saved reference. It needs neither the image nor another encoding pass.",
             search_aliases=["import reference", "load embeds"],
             inputs=[
                 io.Combo.Input(
                     "reference_name",
                     options=folder_paths.get_filename_list(REFERENCES),
-                    tooltip="A file of models/dreamcache_references, encoded with the family of your model.",
+                    tooltip="A file in models/dreamcache_references. Choose one encoded with your model's family.",
                 )
             ],
             outputs=[
                 ReferenceCacheType.Output("reference_cache", tooltip="For Apply DreamCache."),
                 io.String.Output(
                     "info",
-                    tooltip="What the file holds: references, base model, precision, layers, and how it was encoded.",
+                    tooltip="Contents of the file: references, base model, precision, layers and how they were "
+                    "encoded.",
                 ),
             ],
         )

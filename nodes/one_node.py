@@ -26,18 +26,21 @@ class DreamCacheOneNode(io.ComfyNode):
             node_id="DreamCacheOneNode",
             display_name="DreamCache",
             category=CATEGORY,
-            description="A model that draws your subject, from one picture of it: all in one node.",
+            description="Makes a model that generates your subject from one image of it, all in one node.",
             search_aliases=["personalize", "subject reference", "ip adapter", "one node", "unified loader"],
             inputs=[
-                io.Model.Input(
-                    "model", raw_link=True, tooltip="The model that will draw the picture: SD1.x, SD2.x or SDXL."
-                ),
+                io.Model.Input("model", raw_link=True, tooltip="The model you generate with: SD1.x, SD2.x or SDXL."),
                 io.Vae.Input("vae", raw_link=True, tooltip="The VAE of that model."),
-                io.Clip.Input("clip", raw_link=True, tooltip="The CLIP of that model. It encodes an empty prompt."),
+                io.Clip.Input(
+                    "clip",
+                    raw_link=True,
+                    tooltip="The CLIP of that model. The reference is encoded with an empty prompt.",
+                ),
                 io.Image.Input(
                     "image",
                     raw_link=True,
-                    tooltip="Your subject, best alone and large in the picture. A batch is several references.",
+                    tooltip="An image of your subject, ideally alone and large in the frame. Each image of a batch "
+                    "becomes a reference.",
                 ),
                 adapter_name_input(),
                 strength_input(),
@@ -45,8 +48,8 @@ class DreamCacheOneNode(io.ComfyNode):
                     "mask",
                     optional=True,
                     raw_link=True,
-                    tooltip="White on your subject: it is cut out, centred on white and cropped with a margin, which "
-                    "is how adapters were trained. One mask, or one for each picture.",
+                    tooltip="Paint your subject white. It is cut out, centred on white and cropped with a margin, as "
+                    "in training. Connect one mask, or one for each image.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For a sampler.")],

@@ -32,16 +32,18 @@ class DreamCachePreviewAttention(io.ComfyNode):
             node_id="DreamCachePreviewAttention",
             display_name="DreamCache Preview Attention",
             category=CATEGORY,
-            description="Shows where each part of a finished picture looks in your references, layer by layer.",
+            description="Shows which parts of your references each part of a finished image attends to, layer by "
+            "layer.",
             search_aliases=["attention map", "heat map", "correspondence", "visualize"],
             inputs=[
-                io.Model.Input("model", tooltip="From Apply DreamCache: what the picture was drawn with."),
+                io.Model.Input("model", tooltip="From Apply DreamCache: the model the image was generated with."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Image.Input(
-                    "image", tooltip="The finished picture, from VAE Decode or a file. A batch gives a sheet for each."
+                    "image",
+                    tooltip="The finished image, from VAE Decode or a file. Each image of a batch gets its own sheet.",
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt that it was drawn from. Areas and masks in it are left out."
+                    "positive", tooltip="The prompt the image was generated from. Its areas and masks are ignored."
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -49,7 +51,7 @@ class DreamCachePreviewAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The part of sampling to look at: its beginning.",
+                    tooltip="Start of the part of sampling to inspect.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -57,15 +59,15 @@ class DreamCachePreviewAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The part of sampling to look at: its end.",
+                    tooltip="End of the part of sampling to inspect.",
                 ),
                 io.Int.Input(
                     "noise_levels",
                     default=2,
                     min=1,
                     max=20,
-                    tooltip="How often the model looks, evenly over that part of sampling. Each time the picture is "
-                    "noised as much as it was then: early on the model sees little more than its composition.",
+                    tooltip="How many timesteps to inspect, evenly spaced over that part of sampling. The image is "
+                    "noised to each timestep; at early ones the model sees little but composition.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -73,16 +75,16 @@ class DreamCachePreviewAttention(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=False,
-                    tooltip="Of that noise.",
+                    tooltip="Seed of that noise.",
                     advanced=True,
                 ),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="White on the part of the picture that you ask about. Without it you ask about all of it.",
+                    tooltip="Paint the part of the image to inspect white. Without a mask, all of it is inspected.",
                 ),
             ],
-            outputs=[io.Image.Output("image", tooltip="The sheet, one for each picture.")],
+            outputs=[io.Image.Output("image", tooltip="The sheet, one for each image.")],
             is_output_node=True,
         )
 
@@ -102,11 +104,10 @@ class DreamCachePreviewAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         if not injections_on(model):
             raise DreamCacheError(
-                "The model reads no reference, so it looks nowhere: connect the model that Apply DreamCache gives, "
-                "with a strength above 0."
+                "The model uses no reference: connect the model from Apply DreamCache, with a strength above 0."
             )
         if not len(image):
-            raise DreamCacheError("The image batch is empty, so there is nothing to look at: connect a picture.")
+            raise DreamCacheError("The image batch is empty: connect an image.")
         check_vae(vae, model)
         image = resize_to_area(to_rgb(image), 0)
         latent = vae.encode(image)

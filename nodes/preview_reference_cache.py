@@ -19,7 +19,7 @@ class DreamCachePreviewReferenceCache(io.ComfyNode):
             node_id="DreamCachePreviewReferenceCache",
             display_name="DreamCache Preview Reference Cache",
             category=CATEGORY,
-            description="Shows what the model saw in your subject: the features of each layer, in colours.",
+            description="Shows what the model sees in your subject: the features of each layer, as colours.",
             search_aliases=["show features", "visualize", "PCA"],
             inputs=[
                 ReferenceCacheType.Input(

@@ -91,14 +91,14 @@ class DreamCachePromptSource(io.ComfyNode):
             node_id="DreamCachePromptSource",
             display_name="DreamCache Prompt Source",
             category=TRAINING_CATEGORY,
-            description="Gives another prompt at each run, to make training pictures of.",
+            description="Gives a different prompt in each run, to generate training images from.",
             search_aliases=["wildcards", "prompt list", "prompts from file", "dataset", "random prompt"],
             inputs=[
                 io.Combo.Input(
                     "source",
                     options=[WORD_LISTS, *_text_files()],
-                    tooltip="The word lists below, or a text file of ComfyUI's input folder with a prompt on each "
-                    "line, as any language model writes them.",
+                    tooltip="The word lists below, or a text file in ComfyUI's input folder with one prompt per line. "
+                    "Any language model can write one.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -106,22 +106,24 @@ class DreamCachePromptSource(io.ComfyNode):
                     min=0,
                     max=2**53 - 1,
                     control_after_generate=io.ControlAfterGenerate.increment,
-                    tooltip="Which prompt. Counting up gives each of them once before any comes again.",
+                    tooltip="Which prompt to give. Counting up gives every prompt once before any repeats.",
                 ),
                 io.String.Input(
                     "template",
                     default=TEMPLATE,
-                    tooltip="What the words are put into, at {subject}, {context} and {style}.",
+                    tooltip="The sentence to fill in. Words from the lists replace {subject}, {context} and {style}.",
                 ),
-                _words("subjects", SUBJECTS, "What the pictures are of, with its article."),
+                _words("subjects", SUBJECTS, "What the images show, with its article."),
                 _words("contexts", CONTEXTS, "Where the subject is."),
-                _words("styles", STYLES, "How the picture is taken."),
+                _words("styles", STYLES, "Light, camera and style."),
             ],
             outputs=[
                 io.String.Output("prompt", tooltip="For CLIP Text Encode, and for DreamCache Save Triplet."),
-                io.String.Output("subject", tooltip="What the prompt is of, for nodes that find it in the picture."),
-                io.Int.Output("number", tooltip="Which of all prompts this is, from 1."),
-                io.Int.Output("total", tooltip="How many prompts there are."),
+                io.String.Output(
+                    "subject", tooltip="The subject of the prompt, for nodes that locate it in the image."
+                ),
+                io.Int.Output("number", tooltip="Number of this prompt, starting at 1."),
+                io.Int.Output("total", tooltip="Total number of prompts."),
             ],
         )
 
@@ -150,7 +152,7 @@ class DreamCachePromptSource(io.ComfyNode):
 
 
 def _words(name: str, default: str, what: str) -> io.String.Input:
-    tooltip = f"{what} One entry a line."
+    tooltip = f"{what} One entry per line."
     return io.String.Input(name, default=default, multiline=True, placeholder=name, tooltip=tooltip)
 
 

@@ -32,15 +32,15 @@ class DreamCacheSaveAdapter(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=_EXAMPLE,
-                    tooltip="What the file's name begins with, in models/dreamcache; a number is added, so that no "
-                    "file is overwritten. There may be folders in it, as in cups/my_adapter.",
+                    tooltip="Start of the file name in models/dreamcache. It may contain folders, such as "
+                    "cups/my_adapter. A number is added, so no file is overwritten.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="float16",
-                    tooltip="float16 makes half as large a file, 50 MB for SD1.5, and draws all but the same "
-                    "pictures. Take float32 to train on from the file.",
+                    tooltip="float16 halves the file (50 MB for SD1.5) and generates almost identical images. Choose "
+                    "float32 to continue training from the file.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -31,7 +31,7 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
             node_id="DreamCacheSaveReferenceCache",
             display_name="DreamCache Save Reference Cache",
             category=CATEGORY,
-            description="Saves what the model saw in your subject, to draw it again without the picture, or to share.",
+            description="Saves an encoded reference, to reuse it without its image or to share it.",
             search_aliases=["export reference", "save embeds"],
             inputs=[
                 ReferenceCacheType.Input(
@@ -40,21 +40,22 @@ class DreamCacheSaveReferenceCache(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=_EXAMPLE,
-                    tooltip="What the file's name begins with, in models/dreamcache_references; a number is added, so "
-                    "that no file is overwritten. There may be folders in it, as in cups/my_subject.",
+                    tooltip="Start of the file name in models/dreamcache_references. It may contain folders, such as "
+                    "cups/my_subject. A number is added, so no file is overwritten.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(get_args(Precision)),
                     default="float16",
-                    tooltip="float16: 6 MB for a reference of 512×512 pixels, all but exact. float8: half of that, and "
-                    "the node shows by how much it is off.",
+                    tooltip="float16: almost exact, 6 MB for a 512×512 reference. float8: half the size; the node "
+                    "shows the error.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=list(LAYERS),
                     default="middle and decoder",
-                    tooltip="Those that adapters read. Few read the encoder's too, for which all is.",
+                    tooltip="Which layers to save. Keep the default; choose all only for an adapter that also uses "
+                    "encoder layers.",
                     advanced=True,
                 ),
             ],

@@ -26,22 +26,22 @@ class DreamCacheSaveTriplet(io.ComfyNode):
             node_id="DreamCacheSaveTriplet",
             display_name="DreamCache Save Triplet",
             category=TRAINING_CATEGORY,
-            description="Saves a picture with its prompt and its subject's mask, for an adapter to be trained on.",
+            description="Saves an image, its prompt and its subject's mask as a training sample.",
             search_aliases=["save image", "save dataset", "training data", "export dataset"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture of a subject. Of a batch, each is a sample."),
-                io.Mask.Input("mask", tooltip="White on the subject: a mask for each picture."),
-                io.String.Input("prompt", force_input=True, tooltip="The prompt that the picture was drawn from."),
+                io.Image.Input("image", tooltip="Image of a subject. Each image of a batch becomes a sample."),
+                io.Mask.Input("mask", tooltip="Paint the subject white: one mask for each image."),
+                io.String.Input("prompt", force_input=True, tooltip="The prompt the image was generated from."),
                 io.String.Input(
                     "folder",
                     default="dreamcache_triplets/my_subjects",
-                    tooltip="In ComfyUI's output folder. Samples are added to those that are there.",
+                    tooltip="Folder in ComfyUI's output folder. New samples are added to those already there.",
                 ),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="Another picture of the same subject, to be read in training in place of its cut-out: one, "
-                    "or one for each picture.",
+                    tooltip="Another image of the same subject, which training uses instead of the cut-out. Connect "
+                    "one, or one for each image.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -67,7 +67,7 @@ class DreamCacheSaveTriplet(io.ComfyNode):
         if not is_inside(output_folder(), folder):
             raise DreamCacheError(_outside(folder))
         if not prompt.strip():
-            raise DreamCacheError("The prompt is empty: connect the text that the picture was drawn from.")
+            raise DreamCacheError("The prompt is empty: connect the text the image was generated from.")
         _check_counts(image, mask, reference)
         output = output_folder()
         saved, skipped = _save(output / folder, image, mask, prompt, reference)
@@ -82,14 +82,13 @@ class DreamCacheSaveTriplet(io.ComfyNode):
 
 def _outside(folder: str) -> str:
     return (
-        f'"{folder}" is no folder inside ComfyUI\'s output folder: write a name such as '
-        "dreamcache_triplets/my_subjects."
+        f'"{folder}" is not a folder in ComfyUI\'s output folder: use a name such as dreamcache_triplets/my_subjects.'
     )
 
 
 def _check_counts(image: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor | None) -> None:
     if not len(image):
-        raise DreamCacheError("The image batch is empty, so there is nothing to save: connect an image.")
+        raise DreamCacheError("The image batch is empty: connect an image.")
     check_masks(mask, len(image), one_for_all=False)
     if reference is not None and len(reference) not in (1, len(image)):
         raise DreamCacheError(
@@ -122,5 +121,5 @@ def _save(
 def _in_words(saved: list[Path], skipped: list[int]) -> str:
     names = [f"{path.parent.name}/{path.stem.removesuffix('_generation')}" for path in saved]
     sentences = [f"Saved {' … '.join(dict.fromkeys([names[0], names[-1]]))}."] if names else []
-    sentences += [f"Picture {number} was not saved, for its mask is black." for number in skipped]
+    sentences += [f"Image {number} was not saved because its mask is black." for number in skipped]
     return "\n".join(sentences)

@@ -35,7 +35,7 @@ def strength_input() -> io.Float.Input:
         min=0.0,
         max=2.0,
         step=0.05,
-        tooltip="How much of the reference enters. At 0 the model is as it was.",
+        tooltip="How strongly the reference affects the image. 0 = not at all; 1 = as trained.",
     )
 
 
@@ -49,6 +49,6 @@ def guidance_curve_input() -> io.Input:
     return StrengthsType.Input(
         "guidance_curve",
         optional=True,
-        tooltip="From DreamCache Strengths, whose curve image_guidance follows: where that is 0 there is none, and it "
-        "costs nothing. Factors of layers count for strengths only.",
+        tooltip="From DreamCache Strengths: its curve scales the extra image guidance over sampling. Where the curve "
+        "is 0, guidance is off and costs nothing. Layer factors have no effect here.",
     )

@@ -23,32 +23,33 @@ class DreamCacheStrengths(io.ComfyNode):
             node_id="DreamCacheStrengths",
             display_name="DreamCache Strengths",
             category=CATEGORY,
-            description="How much of a reference enters at coarse and fine layers, and in the course of sampling.",
+            description="Sets how strongly the reference applies at coarse and fine layers, and how that changes "
+            "during sampling.",
             search_aliases=["weight type", "weight schedule", "layer weights", "style and composition"],
             inputs=[
-                _factor("bottleneck", "In the middle block, at 1/64 of the picture's size: what the picture is of."),
-                _factor("coarse", "In decoder layers at 1/32 of the picture's size: composition and shape."),
-                _factor("medium", "In decoder layers at 1/16 of the picture's size: parts."),
-                _factor("fine", "In decoder layers at 1/8 of the picture's size: texture and colour."),
+                _factor("bottleneck", "Strength in the middle block (1/64 of the image size): what the image shows."),
+                _factor("coarse", "Strength in decoder layers at 1/32 of the image size: composition and shape."),
+                _factor("medium", "Strength in decoder layers at 1/16 of the image size: parts of the subject."),
+                _factor("fine", "Strength in decoder layers at 1/8 of the image size: texture and colour."),
                 io.Combo.Input(
                     "over_sampling",
                     options=[*CURVES, LIST],
                     default="constant",
-                    tooltip="How the strength changes from the beginning of sampling to its end: not at all, rising "
-                    "from 0, falling to 0, or as the list of values says.",
+                    tooltip="How the strength changes from the start to the end of sampling: constant, rising from 0, "
+                    "falling to 0, or following the list in values.",
                 ),
                 io.String.Input(
                     "values",
                     default="1, 1, 0.5, 0",
-                    tooltip="The list: strengths from 0 to 2 at even distances from the beginning of sampling to its "
-                    "end, with straight lines between them.",
+                    tooltip="List of strengths from 0 to 2, evenly spaced from the start to the end of sampling and "
+                    "joined by straight lines.",
                 ),
                 CurveType.Input(
                     "curve",
                     optional=True,
                     # Else the front end would put its curve editor on the node, which always has a curve.
                     extra_dict={"forceInput": True},
-                    tooltip="From Curve Editor, in place of over_sampling: left is the beginning of sampling.",
+                    tooltip="From Curve Editor. Replaces over_sampling; the left end is the start of sampling.",
                 ),
             ],
             outputs=[StrengthsType.Output("strengths", tooltip="For Apply DreamCache.")],

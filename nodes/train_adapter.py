@@ -46,37 +46,38 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             node_id="DreamCacheTrainAdapter",
             display_name="DreamCache Train Adapter",
             category=TRAINING_CATEGORY,
-            description="Trains an adapter for your model on triplets. Cancelled, it goes on when it is queued again.",
+            description="Trains an adapter for your model on triplets. If you cancel, queue it again to resume.",
             search_aliases=["train", "fine-tune", "training", "create adapter"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will draw with the adapter: SD1.x, SD2.x or SDXL."),
+                io.Model.Input("model", tooltip="The model you will generate with: SD1.x, SD2.x or SDXL."),
                 io.Vae.Input("vae", tooltip="The VAE of that model."),
                 io.Clip.Input("clip", tooltip="The CLIP of that model."),
                 io.String.Input(
                     "folder",
                     default="dreamcache_triplets/my_subjects",
-                    tooltip="What to train on: the folder in ComfyUI's output folder that DreamCache Save Triplet "
-                    "writes to, or the whole path of any other.",
+                    tooltip="Training data: a folder in ComfyUI's output folder that DreamCache Save Triplet wrote, "
+                    "or the full path of another folder.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_adapter",
-                    tooltip="Of this training, which is kept in output/dreamcache_training. Under the same name it "
-                    "goes on where it stopped; another name begins anew.",
+                    tooltip="Name of this training, saved in output/dreamcache_training. Reusing a name resumes that "
+                    "training; a new name starts over.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=10_000,
                     min=1,
                     max=10_000_000,
-                    tooltip="How many steps to take in all. Raise it to train on. The paper took 200,000 of 48.",
+                    tooltip="Total number of steps. Raise it to train longer. The paper used 200,000 steps of 48 "
+                    "triplets.",
                 ),
                 io.Int.Input(
                     "batch",
                     default=4,
                     min=1,
                     max=4096,
-                    tooltip="Triplets of each step. More of them learn more steadily, and take longer.",
+                    tooltip="Triplets per step. A larger batch learns more steadily and takes longer.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -84,7 +85,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Side of the square pictures. Take the size that the model was trained at.",
+                    tooltip="Side of the square training images. Set it to the size the model was trained at.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -93,7 +94,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     max=0.1,
                     step=1e-6,
                     round=1e-9,
-                    tooltip="The paper's: 0.0001.",
+                    tooltip="The paper uses 0.0001.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -102,42 +103,43 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     max=2**64 - 1,
                     # A new seed after each run would begin another training.
                     control_after_generate=False,
-                    tooltip="Of the first weights, of the order of the triplets and of all noise.",
+                    tooltip="Seed of the initial weights, the order of the triplets and all noise.",
                 ),
                 io.Int.Input(
                     "sample_every",
                     default=500,
                     min=0,
                     max=1_000_000,
-                    tooltip="Steps between samples, pictures drawn with what has been learnt so far. 0 draws none.",
+                    tooltip="Steps between sample images, generated with the adapter so far. 0 = no samples.",
                 ),
                 io.String.Input(
                     "sample_prompts",
                     default="",
                     multiline=True,
-                    placeholder="prompts of samples, one a line",
-                    tooltip="A sample is drawn of each, with the subject of one of the triplets. Without any, four are "
-                    "drawn of triplets' own prompts.",
+                    placeholder="sample prompts, one per line",
+                    tooltip="One prompt per line. Each gives a sample image with the subject of one of the triplets. "
+                    "If empty, four triplets with their own prompts are used.",
                 ),
                 io.Int.Input(
                     "parts",
                     default=1,
                     min=1,
                     max=4096,
-                    tooltip="Cut each batch into so many parts, which takes less memory and the same steps.",
+                    tooltip="Split each batch into this many micro-batches to save memory. The steps stay the same.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "checkpointing",
                     default=False,
-                    tooltip="Compute activations anew in place of keeping them: still less memory, and more time.",
+                    tooltip="Recompute activations instead of keeping them. This saves more memory and takes more "
+                    "time.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="bfloat16",
-                    tooltip="What the model computes in. The adapter's own weights are kept in float32.",
+                    tooltip="Precision the model computes in. The adapter's weights stay in float32.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -145,7 +147,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     default=500,
                     min=0,
                     max=1_000_000,
-                    tooltip="Steps in which the learning rate rises to its full value.",
+                    tooltip="Steps over which the learning rate rises to its full value.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -153,19 +155,19 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     default=500,
                     min=1,
                     max=1_000_000,
-                    tooltip="Steps between checkpoints. A crash loses no more than these; cancelling loses none.",
+                    tooltip="Steps between checkpoints. A crash loses at most this many; cancelling loses none.",
                     advanced=True,
                 ),
                 AdapterType.Input(
                     "adapter",
                     optional=True,
-                    tooltip="Begin with this adapter, trained before, in place of an untrained one. It stays as it is.",
+                    tooltip="Start from this trained adapter instead of from scratch. The original stays unchanged.",
                 ),
             ],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache and DreamCache Save Adapter."),
                 io.Image.Output("loss_curve", tooltip="The loss of each step, and their mean."),
-                io.Image.Output("samples", tooltip="The newest tables of samples, each with its references."),
+                io.Image.Output("samples", tooltip="The latest sample sheets, each with its references."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -256,12 +258,12 @@ class DreamCacheTrainAdapter(io.ComfyNode):
 
 
 def _no_name(name: str) -> str:
-    return f'"{name}" is no name for a folder inside {trainings_folder()}: write one such as my_adapter.'
+    return f'"{name}" is not a valid folder name in {trainings_folder()}: use a name such as my_adapter.'
 
 
 def _no_resolution(resolution: int) -> str:
     nearest = resolution // PIXELS_PER_LATENT * PIXELS_PER_LATENT
-    return f"A resolution of {resolution} is no multiple of {PIXELS_PER_LATENT}: take {nearest}."
+    return f"The resolution {resolution} is not a multiple of {PIXELS_PER_LATENT}: use {nearest}."
 
 
 def _first_weights(model: ModelPatcher, adapter: ModelPatcher | None, seed: int) -> Adapter:

@@ -83,7 +83,7 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     that is missing, damaged or no adapter, and for a pickle that holds anything but tensors; no code in it is run.
     """
     if not path.is_file():
-        raise DreamCacheError(f"{path} is not there: put adapters into ComfyUI's models/dreamcache folder.")
+        raise DreamCacheError(f"{path} does not exist: put adapters into ComfyUI's models/dreamcache folder.")
     if path.suffix in _PICKLED:
         metadata: Mapping[str, str] = {}
         tensors = _read_pickle(path)
@@ -123,7 +123,7 @@ def describe_adapter(path: Path) -> AdapterDescription:
     try:
         size = path.stat().st_size
     except OSError:
-        return AdapterDescription(0, problem=f"{path} is not there.")
+        return AdapterDescription(0, problem=f"{path} does not exist.")
     if path.suffix in _PICKLED:
         return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
     try:
@@ -157,7 +157,7 @@ def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Cont
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     contents = _authors_contents(path, shapes) if header is None else _own_contents(path, header, shapes)
     if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
-        raise DreamCacheError(f"{path.name} lacks some of its adapter's weights or has others: download it again.")
+        raise DreamCacheError(f"{path.name} has missing or unexpected weights: download it again.")
     return contents
 
 
@@ -184,7 +184,7 @@ def _authors_contents(path: Path, shapes: Shapes) -> _Contents:
     """The contents of a file in the authors' format, which has no header."""
     names = {name: _own_name(path, name) for name in shapes}
     if not names:
-        raise DreamCacheError(f"{path.name} holds no tensors: download it again.")
+        raise DreamCacheError(f"{path.name} contains no tensors: download it again.")
     channels = {
         own.removesuffix(".to_q.weight"): shapes[name][0]
         for name, own in names.items()
@@ -208,11 +208,13 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DreamCacheError(
-            f"{path.name} holds something other than tensors, so it was not opened, for a pickle can run any program: "
-            "use a file that holds tensors only, best a .safetensors."
+            f"{path.name} was not opened because it contains more than tensors, and such a file can run any program: "
+            "use a file that contains only tensors, ideally a .safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DreamCacheError(f"{path.name} cannot be read: it is damaged or incomplete, download it again.") from error
+        raise DreamCacheError(
+            f"{path.name} cannot be read because it is damaged or incomplete: download it again."
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
     return content
@@ -226,5 +228,5 @@ def _guess_kind(name: str) -> str:
     if "lora" in name or name.endswith(".alpha"):
         return "a LoRA (load it with Load LoRA)"
     if name.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")):
-        return "a whole checkpoint (load it with Load Checkpoint)"
-    return f"another kind of file (it holds `{name}`)"
+        return "a checkpoint (load it with Load Checkpoint)"
+    return f"another kind of file (it contains `{name}`)"

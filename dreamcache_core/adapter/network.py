@@ -136,13 +136,13 @@ class Adapter(nn.Module):
         missing = [layer.name for layer in self.layers if layer not in structure.layers]
         if missing and self.base_model == structure.base_model:
             raise DreamCacheError(
-                f"The adapter sits on layers that this model of {self.base_model} lacks ({', '.join(missing)}), as "
-                "distilled models do: load an adapter that was trained on it, or the model that it was made of."
+                f"The adapter needs layers that this {self.base_model} model lacks ({', '.join(missing)}), as "
+                "distilled models do: load an adapter trained for this model, or the model it was distilled from."
             )
         if missing:
             raise DreamCacheError(
-                f"The adapter was trained for {self.base_model} and the model is {structure.base_model}: load an "
-                f"adapter for {structure.base_model}, or a model of {self.base_model}."
+                f"The adapter was trained for {self.base_model}, but the model is {structure.base_model}: load an "
+                f"adapter for {structure.base_model} or a model of {self.base_model}."
             )
 
 

@@ -61,6 +61,6 @@ def make_curve(name: str, values: str) -> Curve:
     curve = parse_numbers(values, 0, MAX_STRENGTH)
     if not curve:
         raise DreamCacheError(
-            f'"{values}" is no list of strengths: write numbers from 0 to {MAX_STRENGTH:g}, such as 1, 0.5, 0.'
+            f'"{values}" is not a list of strengths: write numbers from 0 to {MAX_STRENGTH:g}, such as 1, 0.5, 0.'
         )
     return curve

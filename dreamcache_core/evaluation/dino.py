@@ -104,9 +104,7 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DreamCacheError(
-            f"{path.name} cannot be read: it is damaged, or holds something other than tensors."
-        ) from error
+        raise DreamCacheError(f"{path.name} cannot be read: it is damaged or contains more than tensors.") from error
 
 
 def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

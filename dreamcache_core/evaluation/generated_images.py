@@ -54,7 +54,7 @@ def plan_images(
         differing = [name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name)]
         if differing:
             raise DreamCacheError(
-                f"{folder} holds pictures that were drawn with another {' and '.join(sorted(differing))}: choose "
+                f"{folder} contains images generated with a different {' and '.join(sorted(differing))}: choose "
                 "another folder."
             )
     path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -90,8 +90,8 @@ def read_manifest(folder: Path) -> list[GeneratedImage]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DreamCacheError(
-            f'{folder} has no {MANIFEST}: draw into it first, or write a line {{"file": …, "subject": …, "prompt": …}} '
-            "for each picture."
+            f'{folder} has no {MANIFEST}: generate images into it first, or write a line {{"file": …, "subject": …, '
+            '"prompt": …}} for each image.'
         )
     images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -101,11 +101,11 @@ def read_manifest(folder: Path) -> list[GeneratedImage]:
             images.append(GeneratedImage(**known))
         except (ValueError, TypeError) as error:
             raise DreamCacheError(
-                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct it, or '
-                "take it away."
+                f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct or '
+                "remove it."
             ) from error
     if not images:
-        raise DreamCacheError(f"{path} is empty: there is nothing to measure.")
+        raise DreamCacheError(f"{path} is empty, so there is nothing to score.")
     return images
 
 

@@ -69,7 +69,8 @@ def measure_images(
     unknown = generated - {subject.name for subject in subjects}
     if unknown:
         raise DreamCacheError(
-            f"{folder} has pictures of {min(unknown)}, which is none of the subjects: add its folder to the dataset."
+            f"{folder} contains images of {min(unknown)}, which is not among the subjects: add its folder to the "
+            "dataset."
         )
     results, done = [], 0
     for subject in (subject for subject in subjects if subject.name in generated):

@@ -79,7 +79,7 @@ class SubjectMetrics:
 
     def __init__(self, networks: MetricNetworks, references: Sequence[MaskedImage]) -> None:
         if not references:
-            raise DreamCacheError("There is no reference to measure with: connect at least one picture of the subject.")
+            raise DreamCacheError("There is no reference to compare with: connect at least one image of the subject.")
         self._networks = networks
         embedded = [self._embed(reference) for reference in references]
         # The mean of the cosines with all references is the product with the mean of their unit vectors.

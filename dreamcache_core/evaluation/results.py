@@ -74,7 +74,7 @@ def to_table(evaluation: Evaluation) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {metric}: {network}" for metric, network in evaluation.networks.items())]
     if evaluation.missing:
-        lines.append(f"- Nothing was drawn of {', '.join(evaluation.missing)}.")
+        lines.append(f"- There are no images of {', '.join(evaluation.missing)}.")
     return "\n".join(lines) + "\n"
 
 

@@ -48,10 +48,10 @@ def open_subjects(folder: Path) -> tuple[Subject, ...]:
     Raises DreamCacheError if there is no subject, or if one lacks a reference, a class or a prompt.
     """
     if not folder.is_dir():
-        raise DreamCacheError(f"{folder} is not a folder: choose the one that holds a folder for each subject.")
+        raise DreamCacheError(f"{folder} is not a folder: choose the one that contains a folder for each subject.")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        raise DreamCacheError(f"There are no subjects in {folder}: make a folder of pictures for each.")
+        raise DreamCacheError(f"There are no subjects in {folder}: add a folder of images for each subject.")
     classes, prompts = _read_dreambooth(folder / "prompts_and_classes.txt")
     return tuple(_open_subject(path, classes, prompts) for path in folders)
 
@@ -74,20 +74,22 @@ def _open_subject(folder: Path, classes: Mapping[str, str], prompts: Mapping[boo
         if path.suffix.lower() in _SUFFIXES and not path.stem.endswith(_MASK) and not path.name.startswith(".")
     )
     if not references:
-        raise DreamCacheError(f"{folder} holds no pictures: put some there, or take the folder away.")
+        raise DreamCacheError(f"{folder} contains no images: add some, or remove the folder.")
     class_file = folder / "class.txt"
     folder_name = re.sub(r"\d+$", "", folder.name).replace("_", " ").strip()
     class_name = _read(class_file).strip() if class_file.is_file() else classes.get(folder.name, folder_name)
     if not class_name:
-        raise DreamCacheError(f"{folder} doesn't say what its subject is: write a word such as dog into its class.txt.")
+        raise DreamCacheError(
+            f"{folder} does not say what its subject is: write a word such as dog into its class.txt."
+        )
     templates = next(
         (_read_prompts(path) for path in (folder / "prompts.txt", folder.parent / "prompts.txt") if path.is_file()),
         prompts.get(class_name in _LIVE_CLASSES, []),
     )
     if not templates:
         raise DreamCacheError(
-            f"There are no prompts for {folder.name}: write some into {folder.parent / 'prompts.txt'}, one a line, "
-            f"with {PLACEHOLDER} where the subject goes."
+            f"There are no prompts for {folder.name}: write some into {folder.parent / 'prompts.txt'}, one per line, "
+            f"with {PLACEHOLDER} in place of the subject."
         )
     filled = tuple(template.replace(PLACEHOLDER, class_name) for template in templates)
     return Subject(folder.name, class_name, tuple(references), filled)
@@ -98,7 +100,7 @@ def _read_prompts(path: Path) -> list[str]:
     prompts = [line.strip() for line in _read(path).splitlines() if line.strip()]
     for prompt in prompts:
         if PLACEHOLDER not in prompt:
-            raise DreamCacheError(f'{path} has a prompt without {PLACEHOLDER}, where the subject goes: "{prompt}".')
+            raise DreamCacheError(f'{path} has a prompt without {PLACEHOLDER} in place of the subject: "{prompt}".')
     return prompts
 
 

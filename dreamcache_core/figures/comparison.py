@@ -23,7 +23,7 @@ def parse_values(name: str, text: str, low: float, high: float, whole: bool = Fa
     if not values:
         numbers = "whole numbers" if whole else "numbers"
         raise DreamCacheError(
-            f'"{text}" is no list for {name}: write {numbers} from {low:g} to {high:g} with commas between them.'
+            f'"{text}" is not a valid list for {name}: write {numbers} from {low:g} to {high:g} separated by commas.'
         )
     return tuple(dict.fromkeys(values))
 

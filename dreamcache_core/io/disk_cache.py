@@ -52,7 +52,8 @@ class DiskCache:
             write_file(self._path(key), FILE_KIND, FILE_VERSION, {}, {"encoding": tensor})
         except OSError as error:
             raise DreamCacheError(
-                f"{self._folder} can't be written to: {error.strerror}; make room, or go on without --cache-latents."
+                f"Cannot write to {self._folder}: {error.strerror}; free some space, or continue without "
+                "--cache-latents."
             ) from error
 
     def _path(self, key: str) -> Path:

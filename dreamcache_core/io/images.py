@@ -54,4 +54,4 @@ def _decode(read: Callable[[], bytes], what: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(read())))
     except Exception as error:  # Pillow's decoders raise many types for a damaged file.
-        raise DreamCacheError(f"{what} cannot be read: it is damaged, or no picture.") from error
+        raise DreamCacheError(f"{what} cannot be read: it is damaged or not an image.") from error

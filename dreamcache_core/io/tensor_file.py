@@ -69,10 +69,10 @@ def _clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DreamCacheError(f"{path} is not there.") from None
+        raise DreamCacheError(f"{path} does not exist.") from None
     except (SafetensorError, OSError, *_MALFORMED) as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read as .safetensors: it is damaged or incomplete, download it again."
+            f"{path.name} cannot be read as .safetensors because it is damaged or incomplete: download it again."
         ) from error
 
 
@@ -110,5 +110,5 @@ def name_and_hash(path: Path) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     except FileNotFoundError:
-        raise DreamCacheError(f"{path} is not there.") from None
+        raise DreamCacheError(f"{path} does not exist.") from None
     return f"{path.name} ({digest.hexdigest()[:12]})"

@@ -206,13 +206,13 @@ class ReferenceCache:
         for batch in self.batches:
             if batch.base_model != structure.base_model:
                 raise DreamCacheError(
-                    f"The reference cache was encoded with {batch.base_model} and the model is "
+                    f"The reference cache was encoded with {batch.base_model}, but the model is "
                     f"{structure.base_model}: connect this model to DreamCache Encode Reference too."
                 )
             missing = [layer.name for layer in layers if layer not in batch.layers]
             if missing:
                 raise DreamCacheError(
-                    f"The reference cache lacks layers that the adapter reads ({', '.join(missing)}): encode the "
+                    f"The reference cache lacks layers that the adapter uses ({', '.join(missing)}): encode the "
                     "reference again, and save it with layers set to all."
                 )
 
@@ -230,8 +230,9 @@ class ReferenceCache:
         for batch in self.batches:
             if batch.source and batch.source.weights != model.weights:
                 return (
-                    f"The reference was encoded with other weights of {batch.base_model} ({batch.source.weights}) than "
-                    f"this model's ({model.weights}): it works, and the subject may be less like itself."
+                    f"The reference was encoded with different weights of {batch.base_model} ({batch.source.weights}) "
+                    f"than this model's ({model.weights}): it still works, but the subject may look less like the "
+                    "reference."
                 )
         return None
 

@@ -31,8 +31,8 @@ def average(references: Sequence[ReferenceCache], strengths: Sequence[float]) ->
     if len(sizes) > 1:
         words = " and ".join(f"{PIXELS_PER_LATENT * width}×{PIXELS_PER_LATENT * height}" for height, width in sizes)
         raise DreamCacheError(
-            f"The references have different sizes ({words} pixels), so there is no average of them: set mode to "
-            "concatenate, or encode pictures of one shape."
+            f"The references have different sizes ({words} pixels), so they cannot be averaged: set mode to "
+            "concatenate, or encode images of the same shape."
         )
     layers = ReferenceCache(batches).layers
     averaged = replace(
@@ -58,12 +58,12 @@ def _weighted(references: Sequence[ReferenceCache], strengths: Sequence[float]) 
         if strength
     )
     if not batches:
-        raise DreamCacheError("All references have a strength of 0, so there is nothing to read: raise one.")
+        raise DreamCacheError("All references have a strength of 0: raise at least one.")
     base_models = dict.fromkeys(cache.base_model for cache in references)
     if len(base_models) > 1:
         raise DreamCacheError(
-            f"The references were encoded with different base models ({' and '.join(base_models)}): encode all of them "
-            "with the model that draws."
+            f"The references were encoded with different base models ({' and '.join(base_models)}): encode all of "
+            "them with the model you generate with."
         )
     return batches
 

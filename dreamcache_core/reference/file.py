@@ -45,7 +45,7 @@ class ReferenceFile:
 
     @property
     def error_description(self) -> str:
-        return "" if self.error is None else f"off by {self.error:.2%}"
+        return "" if self.error is None else f"error {self.error:.2%}"
 
     @property
     def description(self) -> str:
@@ -142,7 +142,7 @@ def describe_references(path: Path) -> ReferenceDescription:
         size = path.stat().st_size
         file = _read_header_alone(path)
     except OSError:
-        return ReferenceDescription(0, problem=f"{path} is not there.")
+        return ReferenceDescription(0, problem=f"{path} does not exist.")
     except DreamCacheError as error:
         return ReferenceDescription(size, problem=str(error))
     return ReferenceDescription(size, file.references.base_model, file.description, len(_thumbnails(file)))
@@ -170,7 +170,8 @@ def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, to
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
     if header is None:
         raise DreamCacheError(
-            f"{path.name} is not a DreamCache reference cache: choose one that DreamCache Save Reference Cache wrote."
+            f"{path.name} is not a DreamCache reference cache: choose a file that DreamCache Save Reference Cache "
+            "wrote."
         )
     try:
         if metadata["version"] == "1":
@@ -179,7 +180,7 @@ def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, to
             tensors = {f"0.{layer}": tensor for layer, tensor in tensors.items()}
         return ReferenceFile(_build(header, tensors), header["precision"], header["error"])
     except KeyError as error:
-        raise DreamCacheError(f"{path.name} lacks {error}, which its header tells of: download it again.") from error
+        raise DreamCacheError(f"{path.name} lacks {error}, which its header lists: download it again.") from error
     except (AttributeError, IndexError, StopIteration, TypeError, ValueError) as error:
         raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 

@@ -27,7 +27,7 @@ def subject_on_white(image: torch.Tensor, mask: torch.Tensor, resolution: int) -
         if box is None:
             raise DreamCacheError(
                 f"Mask {number} is black, so there is no subject to encode: paint the subject white, or disconnect "
-                "the mask to encode the whole image."
+                "the mask to encode the full image."
             )
         subjects.append(cut_out(picture[box], one[box]))
     if not resolution:

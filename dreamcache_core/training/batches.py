@@ -35,8 +35,8 @@ def make_batches(
     """
     if settings.batch % (processes * micro_batches):
         raise DreamCacheError(
-            f"A batch of {settings.batch} can't be cut into {processes} processes × {micro_batches} parts: choose a "
-            f"multiple of {processes * micro_batches}."
+            f"A batch of {settings.batch} cannot be split into {processes} processes × {micro_batches} micro-batches: "
+            f"choose a multiple of {processes * micro_batches}."
         )
     loader = DataLoader(
         _NumberedTriplets(triplets, resolution, settings.seed),

@@ -39,8 +39,8 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
             raise
         last = newest_checkpoint(folder)
         raise DreamCacheError(
-            f"The disk of {folder} is full and the checkpoint of step {state['step']} was not written: make room, then "
-            f"resume from {last.name if last else 'the start, as there is no earlier one'}."
+            f"The disk of {folder} is full, so the checkpoint of step {state['step']} was not written: free some "
+            f"space, then resume from {last.name if last else 'the start, as there is no earlier one'}."
         ) from error
     for old in _checkpoints(folder)[:-KEPT]:
         old.unlink()
@@ -83,8 +83,8 @@ def check_room(folder: Path, state: Mapping[str, Any]) -> None:
     needed, free = room_needed(state), shutil.disk_usage(folder).free
     if free < needed:
         raise DreamCacheError(
-            f"The disk of {folder} has {free / 2**20:,.0f} MB left and training needs {needed / 2**20:,.0f} MB there "
-            "for its checkpoints: make room or choose another folder."
+            f"The disk of {folder} has {free / 2**20:,.0f} MB left, but training needs {needed / 2**20:,.0f} MB there "
+            "for its checkpoints: free some space or choose another folder."
         )
 
 

@@ -59,6 +59,6 @@ def _event_writer(folder: Path, steps_taken: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise DreamCacheError(
-            "TensorBoard is not installed: pip install tensorboard, or leave out --tensorboard."
+            "TensorBoard is not installed: run pip install tensorboard, or leave out --tensorboard."
         ) from error
     return SummaryWriter(str(folder), purge_step=steps_taken + 1)

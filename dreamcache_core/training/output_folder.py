@@ -66,8 +66,8 @@ class TrainingFolder:
         for name, value in settings.items():
             if before.get(name, value) != value:
                 raise DreamCacheError(
-                    f'The training "{self.path.resolve().name}" was begun with {name} {before[name]} and now it is '
-                    f"{value}: set it back to resume, or take another name to begin a new training."
+                    f'The training "{self.path.resolve().name}" was started with {name} {before[name]}, but now it '
+                    f"is {value}: set it back to resume, or choose a new name to start over."
                 )
         if write and not settings.keys() <= before.keys():
             write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode())

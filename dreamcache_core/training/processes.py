@@ -59,7 +59,7 @@ def join_processes(cpu: bool) -> Processes:
         from accelerate.utils import reduce
     except ImportError as error:
         raise DreamCacheError(
-            "Accelerate is not installed, which processes need to train together: pip install accelerate."
+            "Accelerate is not installed, which training in several processes needs: run pip install accelerate."
         ) from error
     state = PartialState(cpu=cpu)
     atexit.register(state.destroy_process_group)

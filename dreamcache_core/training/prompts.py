@@ -30,7 +30,7 @@ def combine_words(seed: int, template: str, subjects: str, contexts: str, styles
     lists = {name: lines for name, lines in lists.items() if f"{{{name}}}" in template}
     total = math.prod(map(len, lists.values()))
     if not total:
-        raise DreamCacheError("There are no subjects to write prompts of: write some, one a line.")
+        raise DreamCacheError("There are no subjects to write prompts for: add some, one per line.")
     position = seed * _stride(total) % total
     words = {}
     for name, lines in lists.items():
@@ -47,7 +47,7 @@ def choose_line(seed: int, text: str) -> ChosenPrompt:
     """
     lines = _lines(text)
     if not lines:
-        raise DreamCacheError("The file of prompts is empty: write some, one a line.")
+        raise DreamCacheError("The prompt file is empty: add prompts, one per line.")
     subject, bar, prompt = lines[seed % len(lines)].partition("|")
     if not bar:
         subject, prompt = "", subject

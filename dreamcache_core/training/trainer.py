@@ -68,7 +68,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise DreamCacheError(
                     f"The loss of step {self.step + 1} is not a number: resume from the last checkpoint with a lower "
-                    "learning rate, or with another precision."
+                    "learning rate or another precision."
                 )
             rate = settings.learning_rate_at(self.step - 1)
             yield Progress(self.step, loss, rate, settings.batch / (time.monotonic() - started))

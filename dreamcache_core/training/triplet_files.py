@@ -104,7 +104,7 @@ def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str)
                     Path(temporary, file).replace(f"{stem}_{file}")
     except OSError as error:
         raise DreamCacheError(
-            f"A triplet could not be written to {folder}: {error.strerror}; make room or choose another folder."
+            f"Cannot write a triplet to {folder}: {error.strerror}; free some space or choose another folder."
         ) from error
     return Path(f"{stem}_generation.png")
 
@@ -132,7 +132,7 @@ def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str,
                 if member.isreg() and _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
                     yield prefix + name, Place(path, member.offset_data, member.size)
     except (tarfile.TarError, OSError):
-        problems.append(f"{path} is no uncompressed tar or is damaged: what follows the damage is left out.")
+        problems.append(f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped.")
 
 
 def _problem(name: str, files: Mapping[str, Place]) -> str | None:

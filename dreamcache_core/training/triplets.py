@@ -114,7 +114,7 @@ def open_triplets(folder: Path) -> Triplets:
     no triplet.
     """
     if not folder.is_dir():
-        raise DreamCacheError(f"{folder} is not a folder: choose the folder that holds the triplets.")
+        raise DreamCacheError(f"{folder} is not a folder: choose the folder that contains the triplets.")
     return _some(folder, *find_triplets(folder))
 
 
@@ -129,7 +129,9 @@ def _some(folder: Path, files: Sequence[TripletFiles], problems: Sequence[str]) 
     if files:
         return Triplets(folder, files, problems)
     if problems:
-        raise DreamCacheError(f"None of the {len(problems)} triplets in {folder} can be used; the first: {problems[0]}")
+        raise DreamCacheError(
+            f"None of the {len(problems)} samples in {folder} can be used; the first problem: {problems[0]}"
+        )
     raise DreamCacheError(
         f"There are no triplets in {folder}: make some with DreamCache Save Triplet, or choose a folder with files "
         "named …_generation.png, …_caption.txt and …_mask.png."

@@ -28,25 +28,25 @@ def weights_of(model: ModelPatcher) -> Source:
 def check_clip(clip: comfy.sd.CLIP | None) -> None:
     """Raise DreamCacheError if there is no CLIP."""
     if clip is None:
-        raise DreamCacheError("The CLIP is missing: the checkpoint has none, so load one with Load CLIP.")
+        raise DreamCacheError("The checkpoint has no CLIP: load one with Load CLIP.")
 
 
 def check_prompt_width(width: int, structure: UNetStructure) -> None:
     """Raise DreamCacheError unless the U-Net reads prompts of this width. `width`: channels of an encoded prompt."""
     if width != structure.context_dim:
         raise DreamCacheError(
-            f"The CLIP makes prompts {width} wide and the model reads {structure.context_dim}: connect the CLIP of the "
-            "model's own checkpoint."
+            f"The CLIP encodes prompts to {width} channels, but the model needs {structure.context_dim}: connect the "
+            "CLIP of the model's own checkpoint."
         )
 
 
 def check_vae(vae: comfy.sd.VAE | None, model: ModelPatcher) -> None:
     """Raise DreamCacheError unless there is a VAE whose latents the model reads."""
     if vae is None:
-        raise DreamCacheError("The VAE is missing: the checkpoint has none, so load one with Load VAE.")
+        raise DreamCacheError("The checkpoint has no VAE: load one with Load VAE.")
     channels = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != channels:
         raise DreamCacheError(
-            f"The VAE makes latents of {vae.latent_channels} channels and the model reads {channels}: connect the VAE "
-            "of the model's own checkpoint."
+            f"The VAE makes latents of {vae.latent_channels} channels, but the model needs {channels}: connect the "
+            "VAE of the model's own checkpoint."
         )

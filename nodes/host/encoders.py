@@ -24,7 +24,7 @@ from ...dreamcache_core.io.tensor_file import name_and_hash
 _HEAD_CHANNELS = 64
 # ComfyUI's model_type → name of the network, of those that embed a whole image.
 _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
-_ADVICE = "take a file of a whole CLIP, such as OpenAI's clip-vit-large-patch14, for both"
+_ADVICE = "use a file with a complete CLIP, such as OpenAI's clip-vit-large-patch14, for both"
 
 
 class ClipVisionEncoder:
@@ -36,7 +36,7 @@ class ClipVisionEncoder:
     def __init__(self, clip_vision: ClipVisionModel, file: Path | None = None) -> None:
         self.kind = _KINDS.get(clip_vision.model_type)
         if not self.kind:
-            raise DreamCacheError(f"A {clip_vision.model_type} gives no vector of a whole picture here: take a CLIP.")
+            raise DreamCacheError(f"A {clip_vision.model_type} has no image embedding to compare: use a CLIP.")
         config = clip_vision.config
         self.channels: int = config.get("projection_dim", config["hidden_size"])
         self.description = _describe(f"{self.kind} ViT/{config['patch_size']}", config["num_hidden_layers"], file)
@@ -76,14 +76,14 @@ class ClipTextEncoder:
         if not self._name:
             found = " and ".join(map(str, widths.values())) or "none of CLIP's"
             raise DreamCacheError(
-                f"The text encoder is of another CLIP than the pictures' encoder (its vectors are {found} wide, the "
-                f"pictures' {image_encoder.channels}): {_ADVICE}."
+                f"The text encoder belongs to another CLIP than the image encoder (its vectors are {found} wide, the "
+                f"images' {image_encoder.channels}): {_ADVICE}."
             )
         self._clip, self._encoder = clip, encoders[self._name]
         if not _has_projection(clip, self._encoder.transformer.text_projection):
             raise DreamCacheError(
-                "The text encoder comes without its text projection, as checkpoints of SD1.x have it, so prompts can't "
-                f"be compared with pictures: {_ADVICE}."
+                "The text encoder has no text projection, as in SD1.x checkpoints, so it cannot compare prompts with "
+                f"images: {_ADVICE}."
             )
         self.description = _describe(
             f"CLIP text encoder, {image_encoder.channels} wide", self._encoder.num_layers, file
@@ -108,7 +108,7 @@ def load_dino(path: Path) -> ImageEncoder:
         return DinoEncoder(network, path)
     clip_vision = comfy.clip_vision.load(str(path))
     if clip_vision is None or clip_vision.model_type != "dinov2":
-        raise DreamCacheError(f"{path.name} holds no DINO that is known here: take DINO's ViT-S/16.")
+        raise DreamCacheError(f"{path.name} contains no known DINO: use DINO's ViT-S/16.")
     return ClipVisionEncoder(clip_vision, path)
 
 
@@ -121,7 +121,7 @@ def clip_image_encoder(clip_vision: ClipVisionModel, file: Path | None = None) -
     """The image encoder of a CLIP. Raises DreamCacheError if `clip_vision` is another network."""
     encoder = ClipVisionEncoder(clip_vision, file)
     if encoder.kind != "CLIP":
-        raise DreamCacheError(f"A {encoder.kind} is no CLIP, which CLIP-I and CLIP-T are measured with: take a CLIP.")
+        raise DreamCacheError(f"A {encoder.kind} is not a CLIP, which CLIP-I and CLIP-T need: use a CLIP.")
     return encoder
 
 
@@ -148,7 +148,7 @@ def load_mask_finder(path: Path) -> MaskFinder:
         raise DreamCacheError("This ComfyUI is too old to remove backgrounds: update it.") from error
     model = comfy.bg_removal_model.load(str(path))
     if model is None:
-        raise DreamCacheError(f"{path.name} holds no network that removes backgrounds: take a BiRefNet.")
+        raise DreamCacheError(f"{path.name} contains no background-removal network: use a BiRefNet.")
     return lambda image: model.encode_image(image.unsqueeze(0))[0].float().cpu()
 
 
@@ -158,7 +158,7 @@ def _load_other_clip_vision(path: Path) -> ClipVisionModel:
     patches = tensors.get("vision_model.embeddings.patch_embedding.weight")
     projection = tensors.get("visual_projection.weight")
     if patches is None or projection is None:
-        raise DreamCacheError(f"{path.name} holds no CLIP encoder of pictures that is known here: take a whole CLIP.")
+        raise DreamCacheError(f"{path.name} contains no known CLIP image encoder: use a complete CLIP.")
     width, _, patch, _ = patches.shape
     positions = tensors["vision_model.embeddings.position_embedding.weight"]
     clip_vision = ClipVisionModel(

@@ -37,7 +37,7 @@ def missing_file_message(folder: str, name: str, what: str) -> str:
 
 def outside_message(folder: Path, prefix: str, example: str) -> str:
     """The message for a prefix that names no file inside `folder`. `example`: a valid prefix."""
-    return f'"{prefix}" is no name for a file inside {folder}: write one such as {example} or cups/{example}.'
+    return f'"{prefix}" is not a valid file name in {folder}: use a name such as {example} or cups/{example}.'
 
 
 def is_inside(folder: Path, name: str) -> bool:
@@ -71,7 +71,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             raise
     except OSError as error:
         raise DreamCacheError(
-            f"{prefix} could not be written to {folder}: {error.strerror}; make room or choose another name."
+            f"Cannot write {prefix} to {folder}: {error.strerror}; free some space or choose another name."
         ) from error
     return path
 

@@ -69,7 +69,7 @@ def _prepare(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The images to encode, (batch, height, width, 3), and the masks of their subjects, (batch, height, width)."""
     if not len(image):
-        raise DreamCacheError("The image batch is empty, so there is no reference to encode: connect an image.")
+        raise DreamCacheError("The image batch is empty: connect an image.")
     image = to_rgb(image)
     if mask is None:
         return resize_to_area(image, resolution), None

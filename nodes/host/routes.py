@@ -71,7 +71,9 @@ def add_routes(routes: web.RouteTableDef) -> None:
             content = await request.read()
             saved = await asyncio.to_thread(_save_reference, request.match_info["name"], content)
         except web.HTTPRequestEntityTooLarge as error:
-            raise _bad_request("The file is larger than the server takes: copy it into the folder.") from error
+            raise _bad_request(
+                "The file is larger than the server accepts: copy it into models/dreamcache_references instead."
+            ) from error
         except DreamCacheError as error:
             raise _bad_request(str(error)) from error
         return web.json_response({"name": saved})
@@ -98,7 +100,7 @@ def add_routes(routes: web.RouteTableDef) -> None:
         try:
             steps = {name: int(request.query[name]) for name in ("first", "last") if name in request.query}
         except ValueError as error:
-            raise _bad_request("first and last are numbers of steps.") from error
+            raise _bad_request("first and last must be step numbers.") from error
         return web.json_response(await asyncio.to_thread(_describe_training, folder, steps))
 
     @routes.get(f"{PREFIX}/samples/{{step:\\d+}}/{{name:.+}}")
@@ -172,7 +174,7 @@ def _save_reference(name: str, content: bytes) -> str:
 def _training(name: str) -> TrainingFolder:
     """The folder of a training, which need not exist; no folder elsewhere can be reached. Raises HTTPNotFound."""
     if not is_inside(trainings_folder(), name):
-        raise _not_found(f"{name} is no name of a training.")
+        raise _not_found(f"{name} is not a valid training name.")
     return TrainingFolder(trainings_folder() / name)
 
 

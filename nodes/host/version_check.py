@@ -11,7 +11,7 @@ OLDEST_COMFYUI = "0.16.3"
 def check_comfyui(version: str) -> None:
     """Raise ImportError if `version` is older than OLDEST_COMFYUI. ComfyUI logs the message when it starts."""
     if _numbers(version) < _numbers(OLDEST_COMFYUI):
-        raise ImportError(f"DreamCache needs ComfyUI {OLDEST_COMFYUI} or newer, and this is {version}: update ComfyUI.")
+        raise ImportError(f"DreamCache needs ComfyUI {OLDEST_COMFYUI} or newer, but this is {version}: update ComfyUI.")
 
 
 def _numbers(version: str) -> list[int]:

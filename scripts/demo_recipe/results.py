@@ -168,7 +168,7 @@ def write_ablations(studio: Studio, judge: Judge, ablations: Mapping[Variant, Ab
     """Draw and measure with adapters that were trained alike, but for one thing each. `without`: loss of none."""
     of = cases()[:OF_VIEWS]
     score = judge.measure(of, studio.draw(of))
-    rows = [("no adapter", "0", f"{without:.4f}", *_cells(score), "not told")]
+    rows = [("no adapter", "0", f"{without:.4f}", *_cells(score), "not reported")]
     for variant, ablation in ablations.items():
         pictures = studio.draw(of, ablation.adapter, variant=variant, image_guidance=IMAGE_GUIDANCE)
         score = judge.measure(of, pictures)
@@ -176,7 +176,7 @@ def write_ablations(studio: Studio, judge: Judge, ablations: Mapping[Variant, Ab
         _keep({f"ablation: {variant.name}": {"loss": ablation.loss, **asdict(score)}})
         parameters = f"{ablation.adapter.model.parameter_count:,}"
         rows.append(
-            (variant.name, parameters, f"{ablation.loss:.4f}", *_cells(score), PAPER.get(variant.name, "not told"))
+            (variant.name, parameters, f"{ablation.loss:.4f}", *_cells(score), PAPER.get(variant.name, "not reported"))
         )
     head = ("adapter", "parameters", "loss", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
     write_table("ablations", head, rows)

@@ -223,23 +223,6 @@ def test_values_survive_saving_and_reloading(front_end: FrontEnd) -> None:
     assert front_end.prompt() == before
 
 
-def test_the_help_panel_shows_our_pages(front_end: FrontEnd) -> None:
-    page = front_end.page
-    help_page = page.locator(".node-help-content")
-    for number, (node, title) in enumerate(NODES.items()):
-        front_end.add(node, (150 + 34 * number, 150 + 34 * number))
-        page.mouse.click(*front_end.title(node))
-        if not number:
-            page.get_by_test_id("info-button").click()
-        expect(help_page.get_by_role("heading", level=1)).to_have_text(title)
-        inputs = "type => app.graph.findNodesByType(type)[0].inputs.map((input) => input.name)"
-        for name in page.evaluate(inputs, node):
-            expect(help_page.get_by_role("cell").get_by_text(name, exact=True)).to_be_visible()
-        picture = help_page.locator("img").first
-        expect(picture).to_have_js_property("complete", True)
-        assert picture.evaluate("picture => picture.naturalWidth")
-
-
 def _with_a_miniature_model(path: Path) -> Workflow:
     """A workflow with the miniature in place of the checkpoint, and a picture as small as befits it."""
     workflow = json.loads(path.read_text(encoding="utf-8"))

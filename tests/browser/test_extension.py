@@ -84,7 +84,7 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     page.wait_for_function(is_built)
     values = "type => app.graph.findNodesByType(type)[0].serialize().widgets_values"
     before = page.evaluate(values, APPLY)
-    warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")
+    warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, but {SDXL} is SDXL")
     expect(warning).to_be_hidden()
     for checkpoint, is_misfit in ((SDXL, True), ("v1-5-pruned-emaonly-fp16.safetensors", False)):
         page.evaluate(
@@ -110,7 +110,7 @@ def test_the_one_node_says_what_its_file_is_and_warns_of_a_misfit(front_end: Fro
         app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()
     }"""
     page.evaluate(script, [ONE_NODE, SDXL])
-    expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, and {SDXL} is SDXL")).to_be_visible()
+    expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, but {SDXL} is SDXL")).to_be_visible()
     expect(facts).to_be_visible()
 
 
@@ -269,7 +269,7 @@ def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_
         app.graph.nodes[0].widgets[4].value = 'list'
     }"""
     page.evaluate(set_values, "1, much")
-    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is no list')
+    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is not a list')
     colours = """element => {
         const { color, backgroundColor } = getComputedStyle(element)
         return [color, backgroundColor]

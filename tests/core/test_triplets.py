@@ -103,7 +103,7 @@ def test_a_tar_is_read_as_the_folder_it_was(folder: Path, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     cut = open_triplets(shards)
     assert 1 < len(cut) < 6
-    assert any("00000.tar is no uncompressed tar or is damaged" in problem for problem in cut.problems)
+    assert any("00000.tar is damaged or not an uncompressed tar" in problem for problem in cut.problems)
 
 
 def delete(path: Path) -> None:
@@ -160,8 +160,8 @@ def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
 @pytest.mark.parametrize(
     ("part", "damage", "problem"),
     [
-        ("generation.png", cut, "its picture cannot be read: it is damaged, or no picture"),
-        ("mask.png", cut, "its mask cannot be read: it is damaged, or no picture"),
+        ("generation.png", cut, "its picture cannot be read: it is damaged or not an image"),
+        ("mask.png", cut, "its mask cannot be read: it is damaged or not an image"),
         ("mask.png", blacken, "its mask is black in the square at its centre"),
         ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text"),
         ("caption.txt", write_spaces, "its caption is empty"),

@@ -84,5 +84,5 @@ def test_files_of_other_networks_are_refused(clip: transformers.CLIPModel, clip_
         encoders.load_clip_image_encoder(write(clip, tmp_path / "clip_l.safetensors", without=("vision_",)))
     with pytest.raises(DreamCacheError, match="holds no DINO"):
         encoders.load_dino(clip_file)
-    with pytest.raises(DreamCacheError, match="holds no network that removes backgrounds"):
+    with pytest.raises(DreamCacheError, match="contains no background-removal network"):
         encoders.load_mask_finder(clip_file)

@@ -99,7 +99,7 @@ def test_the_command_trains_an_adapter_and_resumes(
         refused = train("--steps", "3", *changes)
         assert refused.returncode == 1
         sentence = (
-            rf'The training "{tmp_path.name}" was begun with (batch 2|folder {triplets}) and now it is .*: set it'
+            rf'The training "{tmp_path.name}" was started with (batch 2|folder {triplets}), but now it is .*: set it'
         )
         assert re.search(sentence, refused.stderr), refused.stderr
     assert [file for file in files() if not file.startswith("others")] == before

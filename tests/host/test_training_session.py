@@ -191,12 +191,12 @@ def test_the_adapter_is_that_of_the_last_step_though_the_process_was_killed_befo
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"base_hash": "1" * 64}, "model 000000000000 and now it is 111111111111"),
-        ({"adapter": "1" * 12}, "adapter untrained and now it is 111111111111"),
-        ({"folder": "others"}, "folder pictures and now it is others"),
-        ({"batch": 8}, "batch 4 and now it is 8"),
-        ({"resolution": 128}, "resolution 64 and now it is 128"),
-        ({"seed": 4}, "seed 3 and now it is 4"),
+        ({"base_hash": "1" * 64}, "model 000000000000, but now it is 111111111111"),
+        ({"adapter": "1" * 12}, "adapter untrained, but now it is 111111111111"),
+        ({"folder": "others"}, "folder pictures, but now it is others"),
+        ({"batch": 8}, "batch 4, but now it is 8"),
+        ({"resolution": 128}, "resolution 64, but now it is 128"),
+        ({"seed": 4}, "seed 3, but now it is 4"),
     ],
 )
 def test_training_does_not_resume_with_another_origin(tmp_path: Path, change: dict[str, Any], difference: str) -> None:
@@ -207,8 +207,8 @@ def test_training_does_not_resume_with_another_origin(tmp_path: Path, change: di
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(DreamCacheError) as raised:
         open_session(new_trainer(), folder, 1, replace(ORIGIN, **change))
-    advice = "set it back to resume, or take another name to begin a new training."
-    assert str(raised.value) == f'The training "mine" was begun with {difference}: {advice}'
+    advice = "set it back to resume, or choose a new name to start over."
+    assert str(raised.value) == f'The training "mine" was started with {difference}: {advice}'
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -233,7 +233,7 @@ def test_folders_of_earlier_versions_resume_to_the_bit(
         (tmp_path / "begun_with.json").write_text(json.dumps({**begun_with, "batch": 4, "resolution": 64, "seed": 3}))
         # It was killed after step 5.
         (tmp_path / "losses.txt").write_text("".join(f"{loss:.6g}\n" for loss in losses[:5]))
-        with pytest.raises(DreamCacheError, match="begun with seed 3 and now it is 4"):
+        with pytest.raises(DreamCacheError, match="started with seed 3, but now it is 4"):
             open_session(new_trainer(), tmp_path, 2, replace(ORIGIN, seed=4))
 
     resumed = new_trainer()
@@ -245,7 +245,7 @@ def test_folders_of_earlier_versions_resume_to_the_bit(
     assert TrainingFolder(tmp_path).losses() == pytest.approx(known, rel=1e-5, nan_ok=True)
     assert len(plot_loss_curve(session.losses, SETTINGS.steps).getcolors() or []) > 2
     assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(DreamCacheError, match="begun with batch 4 and now it is 8"):
+    with pytest.raises(DreamCacheError, match="started with batch 4, but now it is 8"):
         open_session(new_trainer(), tmp_path, 2, replace(ORIGIN, batch=8))
 
 

@@ -108,4 +108,4 @@ def test_the_node_shows_both_pictures_at_each_noise_level_at_which_a_reference_i
     assert saturation[:, x + 129 : x + 256].max() == 0
 
     scene.add("DreamCachePreviewAttention", model=scene.model, **inputs)
-    assert "connect the model that Apply DreamCache gives" in failure(lambda: server.run(scene.prompt))
+    assert "connect the model from Apply DreamCache" in failure(lambda: server.run(scene.prompt))

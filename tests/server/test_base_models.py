@@ -53,7 +53,7 @@ def test_a_unet_that_mixes_frames_is_refused() -> None:
     temporal = {"use_temporal_attention": True, "use_temporal_resblock": True, "extra_ff_mix_layer": True}
     video = {"merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1]}
     unet = models.model_config("sd15", **temporal, **video).get_model({}, device="meta").diffusion_model
-    with pytest.raises(DreamCacheError, match=r"single pictures, and SVD is another: load a checkpoint of SD1\.x"):
+    with pytest.raises(DreamCacheError, match=r"single images, and SVD is not one: load a checkpoint of SD1\.x"):
         read_structure(unet, "SVD")
 
 

@@ -136,9 +136,9 @@ def test_references_of_several_base_models_are_refused(server: ComfyUIServer) ->
 @pytest.mark.parametrize(
     ("strengths", "words"),
     [
-        ("1, much", "is no list of strengths: write numbers from 0 to 10"),
-        ("1, -1", "is no list of strengths"),
-        ("nan", "is no list of strengths"),
+        ("1, much", "is not a list of strengths: write numbers from 0 to 10"),
+        ("1, -1", "is not a list of strengths"),
+        ("nan", "is not a list of strengths"),
         ("1, 1, 1", "There are 3 strengths for 2 references"),
         ("0, 0", "All references have a strength of 0"),
     ],

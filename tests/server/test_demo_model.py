@@ -142,14 +142,14 @@ def test_without_its_files_it_says_what_to_do(
         (tmp_path / path.name).write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DreamCacheError) as raised:
         demo_model.DreamCacheDemoModel.execute()
-    advice = "install the DreamCache nodes anew, which bring the demo model with them."
+    advice = "reinstall the DreamCache nodes, which include the demo model."
     assert str(raised.value) == f"{tmp_path / path.name} {problem}: {advice}"
 
 
 def test_another_file_in_place_of_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_model, "FOLDER", tmp_path)
     save_file({"unet.weight": torch.zeros(1)}, tmp_path / MODEL.name)
-    with pytest.raises(DreamCacheError, match="is damaged: install the DreamCache nodes anew"):
+    with pytest.raises(DreamCacheError, match="is damaged: reinstall the DreamCache nodes"):
         demo_model.load_networks()
 
 

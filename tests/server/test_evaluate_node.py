@@ -95,8 +95,8 @@ def test_wrong_use_is_refused_in_a_sentence(server: ComfyUIServer) -> None:
     def empty(graph: Graph) -> Link:
         return graph.add("MiniatureImages", count=0, height=8, width=8, channels=3)
 
-    assert "There is nothing to measure with" in refusal(dino="none")
-    assert "connect Load CLIP Vision as well" in refusal(clip="clip", prompt="a dog")
+    assert "There is no network to score with" in refusal(dino="none")
+    assert "connect Load CLIP Vision too" in refusal(clip="clip", prompt="a dog")
     assert "The prompt is empty" in refusal(clip="clip", clip_vision="clip_vision")
     assert "2 lines of prompts for 1 images" in refusal(prompt="a dog\na cat")
 
@@ -105,4 +105,4 @@ def test_wrong_use_is_refused_in_a_sentence(server: ComfyUIServer) -> None:
     graph = Measurement(server)
     other = graph.add("MiniatureClipVision", structure="sd21", seed=models.SEED)
     graph.connect(clip_vision=other, clip=graph.clip, prompt="a dog")
-    assert "The text encoder is of another CLIP than the pictures' encoder" in failure(graph.run)
+    assert "The text encoder belongs to another CLIP than the image encoder" in failure(graph.run)

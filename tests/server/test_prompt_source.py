@@ -38,4 +38,4 @@ def test_the_node_reads_a_text_file_of_the_input_folder_and_sees_when_it_changes
     path.write_bytes("Löwe".encode("latin-1"))
     assert "llm.txt is not in UTF-8" in failure(lambda: run(server, "llm.txt"))
     path.write_text("\n")
-    assert "The file of prompts is empty" in failure(lambda: run(server, "llm.txt"))
+    assert "The prompt file is empty" in failure(lambda: run(server, "llm.txt"))

@@ -92,7 +92,7 @@ def test_a_saved_reference_is_shown_and_the_loader_tells_of_it(server: ComfyUISe
     (picture,) = (image for shown in saved.outputs.values() for image in shown.get("images", []))
     assert server.download(picture, server.base / "shown.png").stat().st_size > 1000
     first, layers, third = said(loaded).splitlines()
-    assert first.startswith("1 reference for a U-Net of 32 channels and 48-wide prompts, float16, off by 0.0")
+    assert first.startswith("1 reference for a U-Net of 32 channels and 48-wide prompts, float16, error 0.0")
     assert layers.startswith("layers: middle_block.1, output_blocks.4.1")
     assert third.startswith('128×128 pixels, timestep 1, prompt "", encoded with ')
 
@@ -121,7 +121,7 @@ def test_apply_tells_of_other_weights_and_of_a_lora(server: ComfyUIServer) -> No
 
     assert warning("same") is None
     for model in ("lora", "fine-tuned"):
-        assert "The reference was encoded with other weights" in str(warning(model))
+        assert "The reference was encoded with different weights" in str(warning(model))
     assert "with LoRAs" in str(warning("lora"))
 
 
@@ -162,7 +162,7 @@ def test_a_saved_reference_without_the_layers_that_the_adapter_reads(server: Com
     scene = Scene(server)
     scene.adapter = scene.add("DreamCacheAdapterLoader", adapter_name="encoder.safetensors")
     message = failure(lambda: scene.sample(apply_loaded(scene, "few_layers")))
-    assert "lacks layers that the adapter reads (input_blocks.2.1, input_blocks.5.1, input_blocks.8.1)" in message
+    assert "lacks layers that the adapter uses (input_blocks.2.1, input_blocks.5.1, input_blocks.8.1)" in message
     assert "save it with layers set to all" in message
 
 
@@ -184,9 +184,9 @@ def test_files_that_are_no_references(server: ComfyUIServer, references: Path) -
 
 @pytest.mark.parametrize("prefix", ["", "../outside", "/tmp/outside"])
 def test_names_outside_the_models_folder_are_refused(server: ComfyUIServer, prefix: str) -> None:
-    with pytest.raises(WorkflowError, match=r"is no name for a file inside .*: write one such as my_subject"):
+    with pytest.raises(WorkflowError, match=r"is not a valid file name in .*: use a name such as my_subject"):
         save(Scene(server), prefix)
     scene = Scene(server)
     given = scene.add("PrimitiveString", value=prefix)
     message = failure(lambda: save(scene, given))
-    assert "is no name for a file inside" in message
+    assert "is not a valid file name in" in message

@@ -150,7 +150,7 @@ def test_a_training_tells_its_losses_and_samples_however_long_it_is(server: Comf
 def test_the_curve_of_strengths_is_what_the_node_makes_of_its_inputs(server: ComfyUIServer) -> None:
     assert ask(server, "/dreamcache/curve?over_sampling=list&values=1,0.5")[1] == {"curve": [1, 0.5], "problem": None}
     assert ask(server, "/dreamcache/curve?over_sampling=ease%20in")[1]["curve"] == list(CURVES["ease in"])
-    assert "is no list of strengths" in ask(server, "/dreamcache/curve?over_sampling=list&values=3")[1]["problem"]
+    assert "is not a list of strengths" in ask(server, "/dreamcache/curve?over_sampling=list&values=3")[1]["problem"]
     assert ask(server, "/dreamcache/curve?over_sampling=gone")[0] == 400
 
 

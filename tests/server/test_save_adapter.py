@@ -64,13 +64,13 @@ def test_no_file_is_ever_overwritten(server: ComfyUIServer, adapters: Path) -> N
 
 @pytest.mark.parametrize("prefix", ["", ".", "../outside", "a/../../outside", "/tmp/outside"])
 def test_names_outside_the_models_folder_are_refused(server: ComfyUIServer, adapters: Path, prefix: str) -> None:
-    with pytest.raises(WorkflowError, match=r"is no name for a file inside .*: write one such as my_adapter"):
+    with pytest.raises(WorkflowError, match=r"is not a valid file name in .*: use a name such as my_adapter"):
         save(Scene(server), prefix)
     scene = Scene(server)
-    assert "is no name for a file inside" in failure(lambda: save(scene, scene.add("PrimitiveString", value=prefix)))
+    assert "is not a valid file name in" in failure(lambda: save(scene, scene.add("PrimitiveString", value=prefix)))
     assert not list(adapters.parent.glob("outside*"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(server: ComfyUIServer, adapters: Path) -> None:
     (adapters / "taken").touch()
-    assert "could not be written to" in failure(lambda: save(Scene(server), "taken/adapter"))
+    assert "Cannot write taken/adapter to" in failure(lambda: save(Scene(server), "taken/adapter"))

@@ -115,8 +115,8 @@ def test_pictures_whose_mask_is_black_are_left_out_and_the_queue_goes_on(
     server: ComfyUIServer, pictures: list[Path]
 ) -> None:
     said = text(save(server, pictures, "black", WHITE, BLACK))
-    assert said == "Saved 00000/00000001.\nPicture 2 was not saved, for its mask is black."
-    assert text(save(server, pictures[:1], "black", BLACK)) == "Picture 1 was not saved, for its mask is black."
+    assert said == "Saved 00000/00000001.\nImage 2 was not saved because its mask is black."
+    assert text(save(server, pictures[:1], "black", BLACK)) == "Image 1 was not saved because its mask is black."
     assert len(open_triplets(server.base / "output" / "black")) == 1
 
 
@@ -134,7 +134,7 @@ def test_a_reference_is_saved_beside_each_picture(server: ComfyUIServer, picture
 @pytest.mark.parametrize("folder", ["../outside", "a/../../outside", "/tmp/outside", "", "."])
 def test_folders_outside_output_are_refused(server: ComfyUIServer, pictures: list[Path], folder: str) -> None:
     message = failure(lambda: save(server, pictures[:1], folder, WHITE))
-    assert "is no folder inside ComfyUI's output folder" in message
+    assert "is not a folder in ComfyUI's output folder" in message
     assert not (server.base / "outside").exists()
 
 
@@ -143,7 +143,7 @@ def test_a_folder_name_from_another_node_is_refused_too(server: ComfyUIServer, p
     folder = graph.add("PrimitiveString", value="../outside")
     inputs = {"image": load(graph, pictures[:1]), "mask": masks(graph, WHITE), "folder": folder}
     graph.add("DreamCacheSaveTriplet", prompt="a cup", **inputs)
-    assert "is no folder inside ComfyUI's output folder" in failure(lambda: server.run(graph.prompt))
+    assert "is not a folder in ComfyUI's output folder" in failure(lambda: server.run(graph.prompt))
 
 
 def test_what_makes_no_sample_is_refused(server: ComfyUIServer, pictures: list[Path]) -> None:
@@ -156,4 +156,4 @@ def test_what_makes_no_sample_is_refused(server: ComfyUIServer, pictures: list[P
     graph.add("DreamCacheSaveTriplet", **inputs)
     assert "The image batch is empty" in failure(lambda: server.run(graph.prompt))
     (server.base / "output" / "taken").touch()
-    assert "could not be written to" in failure(lambda: save(server, pictures[:1], "taken", WHITE))
+    assert "Cannot write a triplet to" in failure(lambda: save(server, pictures[:1], "taken", WHITE))

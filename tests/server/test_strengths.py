@@ -62,7 +62,7 @@ def test_a_curve_is_followed_in_the_course_of_sampling(server, whole: torch.Tens
 
 def test_a_wrong_list_is_told_of_at_its_node(server) -> None:
     message = failure(lambda: drawn(server, over_sampling="list", values="strong, weak"))
-    assert message.startswith('DreamCacheStrengths: "strong, weak" is no list of strengths')
+    assert message.startswith('DreamCacheStrengths: "strong, weak" is not a list of strengths')
 
 
 def test_unconditioned_rows_leave_the_positive_prompt_as_it_was(server) -> None:

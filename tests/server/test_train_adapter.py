@@ -161,7 +161,7 @@ def failure_to_train(scene: Scene, **changes: Any) -> str:
 
 
 def test_a_folder_without_triplets(server: ComfyUIServer) -> None:
-    assert "is not a folder: choose the folder that holds the triplets" in failure_to_train(
+    assert "is not a folder: choose the folder that contains the triplets" in failure_to_train(
         Scene(server), folder="gone"
     )
     (server.base / "output" / "empty").mkdir(exist_ok=True)
@@ -195,11 +195,11 @@ def test_a_checkpoint_without_clip_or_vae(server: ComfyUIServer, part: str, numb
 
 
 def test_a_resolution_that_latents_do_not_have(server: ComfyUIServer) -> None:
-    with pytest.raises(WorkflowError, match=r"A resolution of 100 is no multiple of 8: take 96\."):
+    with pytest.raises(WorkflowError, match=r"The resolution 100 is not a multiple of 8: use 96\."):
         train(server, "wrong", resolution=100)
     scene = Scene(server)
     resolution = scene.add("PrimitiveInt", value=100)
-    assert "A resolution of 100 is no multiple of 8: take 96." in failure_to_train(scene, resolution=resolution)
+    assert "The resolution 100 is not a multiple of 8: use 96." in failure_to_train(scene, resolution=resolution)
 
 
 def test_a_batch_that_cannot_be_cut(server: ComfyUIServer) -> None:
@@ -208,7 +208,7 @@ def test_a_batch_that_cannot_be_cut(server: ComfyUIServer) -> None:
 
 @pytest.mark.parametrize("name", ["", "../outside", "/tmp/outside"])
 def test_a_name_outside_the_output_folder(server: ComfyUIServer, name: str) -> None:
-    with pytest.raises(WorkflowError, match=r"is no name for a folder inside .*: write one such as my_adapter\."):
+    with pytest.raises(WorkflowError, match=r"is not a valid folder name in .*: use a name such as my_adapter\."):
         train(server, name)
 
 
@@ -216,5 +216,5 @@ def test_a_training_that_goes_on_with_other_settings(server: ComfyUIServer) -> N
     train(server, "settled")
     scene = Scene(server)
     message = failure(lambda: scene.sample(scene.apply(scene.model, adapter=scene.train("settled", batch=4))))
-    assert 'The training "settled" was begun with batch 2 and now it is 4' in message
-    assert "take another name to begin a new training" in message
+    assert 'The training "settled" was started with batch 2, but now it is 4' in message
+    assert "choose a new name to start over" in message

@@ -40,7 +40,7 @@ def test_a_model_without_a_unet(server, node: str) -> None:
         message = failure_to_draw(scene, reference_cache=scene.encode(**own))
     else:
         message = failure_to_draw(scene, model)
-    assert "the blocks of U-Nets, and Flux has none: load a checkpoint of SD1.x, SD2.x or SDXL" in message
+    assert "works with U-Nets, and Flux is not one: load a checkpoint of SD1.x, SD2.x or SDXL" in message
 
 
 def test_a_cache_of_another_base_model(server) -> None:
@@ -56,7 +56,7 @@ def test_the_clip_of_another_model(server) -> None:
     scene = Scene(server)
     other = scene.add("MiniatureModel", structure="sd21", seed=models.SEED)
     message = failure_to_draw(scene, reference_cache=scene.encode(clip=output(other, 1)))
-    assert "prompts 64 wide and the model reads 48: connect the CLIP of the model's own checkpoint" in message
+    assert "prompts to 64 channels, but the model needs 48: connect the CLIP of the model's own checkpoint" in message
 
 
 def test_the_vae_of_another_model(server) -> None:
@@ -138,15 +138,15 @@ def write_a_number(path: Path) -> None:
     ("write", "suffix", "words"),
     [
         (write_lora, "safetensors", "a LoRA (load it with Load LoRA)"),
-        (write_checkpoint, "safetensors", "a whole checkpoint (load it with Load Checkpoint)"),
+        (write_checkpoint, "safetensors", "a checkpoint (load it with Load Checkpoint)"),
         (write_half_a_safetensors, "safetensors", "download it again"),
         (write_half_a_pickle, "pt", "download it again"),
         (write_text, "safetensors", "download it again"),
-        (write_text, "pt", "so it was not opened"),
+        (write_text, "pt", "was not opened because it contains more than tensors"),
         (write_nothing, "safetensors", "download it again"),
         (write_nothing, "pt", "download it again"),
-        (write_code, "pt", "so it was not opened"),
-        (write_bare_code, "pt", "so it was not opened"),
+        (write_code, "pt", "was not opened because it contains more than tensors"),
+        (write_bare_code, "pt", "was not opened because it contains more than tensors"),
         (write_a_number, "pt", "is not a DreamCache adapter"),
     ],
 )

@@ -14,27 +14,26 @@ export const SETTINGS = [
     {
         id: EDITORS,
         category: ['DreamCache', 'DreamCache nodes', 'Editors'],
-        name: 'Draw DreamCache Strengths on its node',
+        name: 'Show an editor on DreamCache Strengths',
         tooltip:
-            'Bars for the layers and a curve for the sampling, which are drawn with the pointer or the keyboard. ' +
-            'Nodes that are there follow when the workflow is opened again.',
+            'Set layer strengths as bars and the sampling curve as points, with the pointer or the keyboard. ' +
+            'Reopen the workflow to change existing nodes.',
         type: 'boolean',
         defaultValue: true,
     },
     {
         id: DROPS,
         category: ['DreamCache', 'DreamCache nodes', 'Drops'],
-        name: 'Connect what is dropped',
+        name: 'Connect dropped files',
         tooltip:
-            'A saved reference or a picture that is dropped on the canvas is connected to the DreamCache node that ' +
-            'is selected.',
+            'Drop a saved reference or an image on the canvas to connect it to the selected DreamCache node.',
         type: 'boolean',
         defaultValue: true,
     },
     {
         id: LOG_SCALE,
         category: ['DreamCache', 'DreamCache training', 'LogScale'],
-        name: 'Loss curves on a logarithmic scale',
+        name: 'Show loss curves on a logarithmic scale',
         type: 'boolean',
         defaultValue: false,
         // It is called before the setting has its new value.
