@@ -121,7 +121,7 @@ def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 1
-    (step,) = map(int, re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors.strip()))
+    (step,) = map(int, re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors, re.MULTILINE))
     assert 1 <= step < 6
     assert newest_checkpoint(tmp_path / "stopped") == tmp_path / "stopped" / f"step_{step:09}.checkpoint"
     assert load_adapter(tmp_path / "stopped" / "adapter.safetensors").adapter.provenance[0].steps == step
