@@ -105,7 +105,7 @@ def test_the_command_trains_an_adapter_and_resumes(
     assert [file for file in files() if not file.startswith("others")] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
     short_models: tuple[Path, Path], triplets: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -121,7 +121,7 @@ def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 1
-    (step,) = map(int, re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors.strip()))
+    (step,) = map(int, re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors, re.MULTILINE))
     assert 1 <= step < 6
     assert newest_checkpoint(tmp_path / "stopped") == tmp_path / "stopped" / f"step_{step:09}.checkpoint"
     assert load_adapter(tmp_path / "stopped" / "adapter.safetensors").adapter.provenance[0].steps == step
