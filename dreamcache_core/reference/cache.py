@@ -179,9 +179,9 @@ class ReferenceCache:
 
         `tokens`: of each batch, (references, height · width, channels). Those that aren't kept are left out.
         """
-        if len(tokens) == 1 and self.batches[0].subject is None:
-            (only,) = tokens
-            return only if self.per_latent else only.flatten(0, 1).unsqueeze(0)
+        first, *others = self.batches
+        if not others and not self.per_latent and first.subject is None and first.strength == 1:
+            return tokens[0].flatten(0, 1).unsqueeze(0)  # a view, not a copy
         rows = self._rows(layer, tokens)
         return pad_sequence(rows, batch_first=True) if self.per_latent else torch.cat(rows).unsqueeze(0)
 
