@@ -23,8 +23,8 @@ def adapter_name_input() -> io.Combo.Input:
     return io.Combo.Input(
         "adapter_name",
         options=adapter_names(),
-        tooltip="A file of models/dreamcache, trained for the family of your model. Without one, choose none: the "
-        "model's own attention uses the reference, with any checkpoint of SD1.x, SD2.x or SDXL.",
+        tooltip="Choose a file in models/dreamcache that was trained for your model's family. Or choose none: the "
+        "model's own attention then uses the reference, with any SD1.x, SD2.x or SDXL checkpoint.",
     )
 
 
