@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from uuid import uuid5
 
 import comfy.samplers
@@ -28,11 +29,32 @@ def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
     if scale == 1:
         return args["denoised"]
     row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
-    without = replace(run, inactive=run.inactive | {injection})
-    (prediction,) = comfy.samplers.calc_cond_batch(
-        args["model"], [args[row]], args["input"], args["sigma"], with_options(model_options, {RUN_KEY: without})
+    evaluate = partial(_evaluate_again, args, args[row])
+    without = evaluate(replace(run, inactive=run.inactive | {injection}))
+    # Other nodes may change the predictions before they are combined, and what is subtracted must be like them.
+    with_reference = evaluate(run) if _changes_predictions(model_options) else args[f"{row}_denoised"]
+    return args["denoised"] + (scale - 1) * (with_reference - without)
+
+
+def _changes_predictions(model_options: Options) -> bool:
+    """Whether other nodes change predictions between the model and CFG."""
+    return any(model_options.get(f"sampler_{name}_function") for name in ("pre_cfg", "calc_cond_batch"))
+
+
+def _evaluate_again(args: Options, conds: list, run: RunState) -> torch.Tensor:
+    """Another prediction for these conds, under UUIDs of its own: other nodes keep what they computed by UUID."""
+    injections = args["model_options"]["transformer_options"][KEY]
+    left_out = [number for number, injection in enumerate(injections) if injection in run.inactive]
+    renamed = {cond["uuid"]: uuid5(cond["uuid"], f"{KEY} {left_out}") for cond in conds}
+    run = replace(
+        run,
+        conditioned=run.conditioned | {new for old, new in renamed.items() if old in run.conditioned},
+        areas={**run.areas, **{new: run.areas[old] for old, new in renamed.items() if old in run.areas}},
     )
-    return args["denoised"] + (scale - 1) * (args[f"{row}_denoised"] - prediction)
+    conds = [{**cond, "uuid": renamed[cond["uuid"]]} for cond in conds]
+    options = with_options(args["model_options"], {RUN_KEY: run})
+    (prediction,) = comfy.samplers.calc_cond_batch(args["model"], [conds], args["input"], args["sigma"], options)
+    return prediction
 
 
 class Guider(comfy.samplers.CFGGuider):

@@ -88,10 +88,15 @@ def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_opt
     scales = {}
     if not isinstance(guider, Guider):  # It has a scale of its own for all injections.
         scales = {injection: image_guidance_at(injection, run, timestep) for injection in active}
-    model_options = with_options(model_options, {RUN_KEY: replace(run, image_guidance=scales)})
+    run = replace(run, image_guidance=scales)
+    if RUN_KEY in options:
+        # The run's own options, which other nodes may keep state in: each step must hand on the same object.
+        options[RUN_KEY] = run
+    else:
+        model_options = with_options(model_options, {RUN_KEY: run})
     if any(scale != 1 and injection.rows != "conditioned" for injection, scale in scales.items()):
         # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
-        model_options["disable_cfg1_optimization"] = True
+        model_options = {**model_options, "disable_cfg1_optimization": True}
     with _without_compiling():
         return executor(x, timestep, model_options, *args)
 

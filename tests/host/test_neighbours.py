@@ -1,0 +1,134 @@
+"""Other people's nodes beside the reference: each does what it does alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_tcfg import TCFG
+from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
+from dreamcache.nodes.host.patching.apply import inject
+from support.graph import difference
+from support.studio import Studio, prompt
+
+WEAK = 0.02
+"""A strength at which image guidance changes next to nothing, so that anything else shows."""
+
+
+def sample(model: ModelPatcher, steps: int = 4, cfg: float = 4.0) -> torch.Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds([[prompt(1), {}]], [[prompt(2), {}]])
+    guider.set_cfg(cfg)
+    latent = torch.zeros(1, 4, 16, 16)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+
+
+@pytest.fixture(params=["trained", "own attention"])
+def applied(request: pytest.FixtureRequest, studio: Studio) -> Callable[..., ModelPatcher]:
+    """Apply DreamCache, with a trained adapter or the model's own attention."""
+    cache = studio.cache()
+
+    def apply(model: ModelPatcher, **settings: Any) -> ModelPatcher:
+        injection = studio.injection(cache=cache, **settings)
+        if request.param == "own attention":
+            injection = type(injection)(SelfAttentionAdapter(), cache, **settings)
+        return inject(model, injection)
+
+    return apply
+
+
+def tcfg(model: ModelPatcher) -> ModelPatcher:
+    return TCFG.execute(model)[0]
+
+
+def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio: Studio, applied: Callable) -> None:
+    """The third term is a difference of two predictions, which must come out of the same kind of evaluation."""
+
+    def push(change: Callable[[ModelPatcher], ModelPatcher]) -> float:
+        return difference(
+            sample(change(applied(studio.model, strength=WEAK, image_guidance=3.0))),
+            sample(change(applied(studio.model, strength=WEAK))),
+        )
+
+    alone = push(lambda model: model)
+    assert 0.5 * alone < push(tcfg) < 2 * alone
+
+
+def keeps_differences_by_uuid(model: ModelPatcher) -> ModelPatcher:
+    """What caches of steps do: in every other step, the change that the U-Net made in the step before, by prompt."""
+    model = model.clone()
+    kept: dict[Any, torch.Tensor] = {}
+    seen: dict[float, int] = {}
+
+    def evaluate(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        options = kwargs.get("transformer_options") or args[-1]
+        step = seen.setdefault(float(options["sigmas"][0]), len(seen))
+        uuids = options["uuids"]
+        if step % 2 and all(uuid in kept for uuid in uuids):
+            return x + torch.cat([kept[uuid] for uuid in uuids])
+        result = executor(x, *args, **kwargs)
+        for uuid, change in zip(uuids, (result - x).chunk(len(uuids)), strict=True):
+            kept[uuid] = change
+        return result
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", evaluate)
+    return model
+
+
+def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
+    """What they keep by the prompt's UUID is no answer to an evaluation that leaves the reference out."""
+    plain = sample(keeps_differences_by_uuid(studio.model))
+    pushed = sample(keeps_differences_by_uuid(applied(studio.model, strength=WEAK, image_guidance=3.0)))
+    strong = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=3.0)))
+    assert difference(pushed, plain) < 0.2 * difference(strong, plain)
+
+
+def test_nodes_may_keep_state_in_the_options_of_a_run(studio: Studio, applied: Callable) -> None:
+    calls: list[int] = []
+
+    def count(args: dict[str, Any]) -> torch.Tensor:
+        options = args["model_options"]
+        options["calls"] = options.get("calls", 0) + 1
+        calls.append(options["calls"])
+        return args["denoised"]
+
+    model = applied(studio.model)
+    model.set_model_sampler_post_cfg_function(count)
+    sample(model)
+    sample(model)
+    assert calls == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def swaps_forward(model: ModelPatcher, name: str) -> Callable[[], None]:
+    """Replace a block's forward, as some packs do before a run. Returns a function that restores what was found."""
+    block = model.model.diffusion_model.get_submodule(name)
+    found = block.forward
+    block.forward = lambda *args, **kwargs: found(*args, **kwargs)
+
+    def restore() -> None:
+        block.forward = found
+
+    return restore
+
+
+def test_a_forward_that_others_swap_and_restore_in_any_order(studio: Studio, applied: Callable) -> None:
+    name = "output_blocks.4.1.transformer_blocks.0"
+    model, plain = applied(studio.model), sample(studio.model)
+    expected = sample(model)
+    restore = swaps_forward(model, name)  # while the model is still loaded with its reference
+    assert torch.equal(sample(studio.model), plain)
+    assert torch.equal(sample(model), expected)
+    restore()
+    assert torch.equal(sample(model), expected)
+    assert torch.equal(sample(studio.model), plain)
+    block = studio.model.model.diffusion_model.get_submodule(name)
+    assert block.forward.__func__ is type(block).forward
+    del block.forward
+    assert not block._forward_pre_hooks
