@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from dreamcache.nodes.host.patching.apply import inject
+from dreamcache.nodes.host.patching.guidance import Guider
 from support.graph import difference
 from support.studio import Studio, prompt
 
@@ -20,13 +21,14 @@ WEAK = 0.02
 """A strength at which image guidance changes next to nothing, so that anything else shows."""
 
 
-def sample(model: ModelPatcher, steps: int = 4, cfg: float = 4.0) -> torch.Tensor:
-    guider = comfy.samplers.CFGGuider(model)
+def sample(model: ModelPatcher, guider: comfy.samplers.CFGGuider | None = None) -> torch.Tensor:
+    """Latents after 4 steps."""
+    guider = guider or comfy.samplers.CFGGuider(model)
     guider.set_conds([[prompt(1), {}]], [[prompt(2), {}]])
-    guider.set_cfg(cfg)
+    guider.set_cfg(4.0)
     latent = torch.zeros(1, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
     return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
 
 
@@ -84,10 +86,11 @@ def keeps_differences_by_uuid(model: ModelPatcher) -> ModelPatcher:
 
 def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
     """What they keep by the prompt's UUID is no answer to an evaluation that leaves the reference out."""
-    plain = sample(keeps_differences_by_uuid(studio.model))
-    pushed = sample(keeps_differences_by_uuid(applied(studio.model, strength=WEAK, image_guidance=3.0)))
-    strong = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=3.0)))
-    assert difference(pushed, plain) < 0.2 * difference(strong, plain)
+    guider = Guider(keeps_differences_by_uuid(applied(studio.model)))
+    guider.image_guidance = 3.0
+    pushed = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=3.0)))
+    assert difference(pushed, sample(guider.model_patcher, guider=guider)) < 1e-4
+    assert difference(pushed, sample(keeps_differences_by_uuid(applied(studio.model)))) > 0.01
 
 
 def test_nodes_may_keep_state_in_the_options_of_a_run(studio: Studio, applied: Callable) -> None:
