@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.samplers
 import pytest
 import torch
+from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.reference.combining import combine
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.guidance import Guider
 from support.graph import difference
@@ -21,12 +27,12 @@ WEAK = 0.02
 """A strength at which image guidance changes next to nothing, so that anything else shows."""
 
 
-def sample(model: ModelPatcher, guider: comfy.samplers.CFGGuider | None = None) -> torch.Tensor:
+def sample(model: ModelPatcher, guider: comfy.samplers.CFGGuider | None = None, batch: int = 1) -> torch.Tensor:
     """Latents after 4 steps."""
     guider = guider or comfy.samplers.CFGGuider(model)
     guider.set_conds([[prompt(1), {}]], [[prompt(2), {}]])
     guider.set_cfg(4.0)
-    latent = torch.zeros(1, 4, 16, 16)
+    latent = torch.zeros(batch, 4, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
     return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
@@ -135,3 +141,55 @@ def test_a_forward_that_others_swap_and_restore_in_any_order(studio: Studio, app
     assert block.forward.__func__ is type(block).forward
     del block.forward
     assert not block._forward_pre_hooks
+
+
+def windowed(model: ModelPatcher) -> ModelPatcher:
+    """ComfyUI's context windows of 4 latents, which overlap by 2."""
+    inputs = {"context_schedule": ContextSchedules.STATIC_STANDARD, "context_stride": 1, "closed_loop": False}
+    return ContextWindowsManualNode.execute(
+        model,
+        context_length=4,
+        context_overlap=2,
+        **inputs,
+        fuse_method=ContextFuseMethods.RELATIVE,
+        dim=0,
+        freenoise=False,
+    )[0]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["trained", "own attention"])
+def test_windows_over_a_batch_take_the_latents_own_references_and_masks(studio: Studio, own: bool) -> None:
+    one, other = studio.cache(), studio.cache(seed=2)
+
+    def apply(*caches: ReferenceCache, region: torch.Tensor | None = None) -> torch.Tensor:
+        cache = combine(caches, [1.0] * len(caches), per_latent=len(caches) > 1)
+        injection = studio.injection(cache=cache, region=region)
+        if own:
+            injection = replace(injection, adapter=SelfAttentionAdapter())
+        return sample(windowed(inject(studio.model, injection)), batch=6)
+
+    first, second = apply(one), apply(other)
+    mixed = apply(one, other, other, one, one, other)
+    for number, expected in enumerate((first, second, second, first, first, second)):
+        assert difference(mixed[number], expected[number]) < 1e-4
+    region = torch.zeros(6, 16, 16)
+    region[1::2] = 1
+    masked, plain = apply(one, region=region), sample(windowed(studio.model), batch=6)
+    for number in range(6):
+        assert difference(masked[number], (first if number % 2 else plain)[number]) < 1e-4
+
+
+def test_a_part_of_the_batch_that_cannot_be_told_is_refused(studio: Studio) -> None:
+    cache = combine([studio.cache(), studio.cache(seed=2)], [1.0, 1.0], per_latent=True)
+    model = inject(studio.model, studio.injection(cache=cache))
+
+    def one_by_one(apply_model: Callable, args: dict[str, Any]) -> torch.Tensor:
+        def part(number: int) -> torch.Tensor:
+            conditioning = {**args["c"], "c_crossattn": args["c"]["c_crossattn"][number::2]}
+            return apply_model(args["input"][number::2], args["timestep"][number::2], **conditioning)
+
+        return torch.stack([part(0), part(1)], dim=1).flatten(0, 1)
+
+    model.set_model_unet_function_wrapper(one_by_one)
+    with pytest.raises(DreamCacheError, match=r"Another node evaluates 1 latents at a time where the batch has 2"):
+        sample(model, batch=2)

@@ -16,7 +16,7 @@ from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter, Sel
 from ....dreamcache_core.unet import TransformerLayer
 from .injection import Injection
 from .options import Options
-from .run_state import CachedKeysValues, RunState, active_injections, run_state
+from .run_state import CachedKeysValues, RunState, active_injections, rows_of_latents, run_state
 
 
 class BlockHooks:
@@ -105,6 +105,8 @@ def _add_references(
         else:
             adapter = injection.adapter.model[layer]
         cached = _keys_values(adapter, injection, layer, x, options, run)
+        if injection.cache.per_latent:
+            cached = cached.map(partial(rows_of_latents, x=x, options=options))
         for rows in _attending_rows(injection, len(x), options, run):
             attend: Attention = attention
             if run.observer:

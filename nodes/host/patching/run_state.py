@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -12,6 +12,7 @@ import torch
 
 from ....dreamcache_core.adapter.network import Attention
 from ....dreamcache_core.adapter.strengths import Curve, at_progress
+from ....dreamcache_core.errors import DreamCacheError
 from ....dreamcache_core.reference.masks import resize_mask
 from .injection import Injection
 from .options import KEY, RUN_KEY, Options
@@ -56,6 +57,11 @@ class CachedKeysValues:
     value: torch.Tensor
     bias: torch.Tensor | None
     sigma: float | None = None
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CachedKeysValues:
+        """The same with `change` applied to each tensor."""
+        bias = None if self.bias is None else change(self.bias)
+        return CachedKeysValues(change(self.key), change(self.value), bias, self.sigma)
 
 
 class AttentionObserver(Protocol):
@@ -117,9 +123,11 @@ class RunState:
         """A region as a factor of image tokens `x`: (batch, tokens, 1). A prompt with an area gets that part of it."""
         size = tuple(options["activations_shape"][-2:])
         areas = tuple(self.areas.get(uuid) for uuid in options["uuids"])
-        key = (id(mask), areas, size, len(x), x.device, x.dtype)
+        key = (id(mask), areas, size, len(x), tuple(_window(options)), x.device, x.dtype)
         if key not in self.regions:
             mask = mask.to(x.device)
+            if len(mask) > 1:
+                mask = rows_of_latents(mask, x, options)
             rows = []
             for area in areas:
                 part = mask
@@ -129,6 +137,32 @@ class RunState:
                 rows.append(resize_mask(part, *size).expand(len(x) // len(areas), -1, -1))
             self.regions[key] = torch.cat(rows).flatten(1).unsqueeze(-1).to(x)
         return self.regions[key]
+
+
+def rows_of_latents(rows: torch.Tensor, x: torch.Tensor, options: Options) -> torch.Tensor:
+    """The rows of a tensor with one for each latent that belong to the latents evaluated now.
+
+    These are all of the batch, or those of a context window. `x`: image tokens, (prompts · latents, tokens, channels).
+    Raises DreamCacheError if they can't be told.
+    """
+    evaluated, window = len(x) // max(1, len(options.get("uuids", ()))), _window(options)
+    if len(rows) == evaluated:
+        return rows
+    if not window or len(window) != evaluated:
+        raise DreamCacheError(
+            f"Another node evaluates {evaluated} latents at a time where the batch has {len(rows)}, and doesn't say "
+            "which: connect one reference and one region for all latents, or remove that node."
+        )
+    return rows[window]
+
+
+def _window(options: Options) -> list[int]:
+    """The numbers of the latents in ComfyUI's context window over the batch, empty if there is none."""
+    window = options.get("context_window")
+    if window is None or window.dim != 0:
+        return []
+    anchor = getattr(window, "causal_anchor_index", None)
+    return [*([] if anchor is None else [anchor]), *window.index_list]
 
 
 def run_state(options: Options) -> RunState:
