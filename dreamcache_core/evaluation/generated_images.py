@@ -68,7 +68,8 @@ def plan_images(
     for image in planned:
         if existing.get(image.file, image) != image:
             raise DreamCacheError(
-                f"{folder / image.file} was drawn from another prompt than the subject has now: choose another folder."
+                f"{folder / image.file} was generated from a different prompt than the subject has now: choose "
+                "another folder."
             )
     return [image for image in planned if image.file not in existing]
 

@@ -86,6 +86,7 @@ def test_the_basic_graph_is_built_and_warns_of_a_misfit_and_saves_no_notes(front
     before = page.evaluate(values, APPLY)
     warning = page.get_by_text(f"{ADAPTER} was trained for SD1.x, but {SDXL} is SDXL")
     expect(warning).to_be_hidden()
+    page.evaluate("([type, name]) => { app.graph.findNodesByType(type)[0].widgets[0].value = name }", [LOADER, ADAPTER])
     for checkpoint, is_misfit in ((SDXL, True), ("v1-5-pruned-emaonly-fp16.safetensors", False)):
         page.evaluate(
             "name => { app.graph.findNodesByType('CheckpointLoaderSimple')[0].widgets[0].value = name }", checkpoint
@@ -292,7 +293,7 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     front_end.add(TRAIN, (500, 50))
     page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
     curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
-    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
+    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
 
     curve.focus()
@@ -308,7 +309,7 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     assert curve.locator(".single").get_attribute("d") != linear
 
     front_end.reload()
-    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean NaN")
+    expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(log).to_have_attribute("aria-pressed", "true")
     log.click()
     page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'none'; app.graph.nodes[0].widgets[1].callback() }")

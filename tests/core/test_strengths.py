@@ -26,5 +26,5 @@ def test_eased_curves_rise_from_nothing_to_all() -> None:
 
 @pytest.mark.parametrize("text", ["", "one", "1,,x", "0.5 -0.1", "3", "nan"])
 def test_what_is_no_list_of_strengths_is_refused(text: str) -> None:
-    with pytest.raises(DreamCacheError, match="is no list of strengths: write numbers from 0 to 2"):
+    with pytest.raises(DreamCacheError, match="is not a list of strengths: write numbers from 0 to 2"):
         make_curve(LIST, text)

@@ -88,7 +88,7 @@ def test_datasets_that_are_none_are_refused_in_a_sentence(dataset: Path, tmp_pat
         return str(raised.value).replace(str(tmp_path), "…")
 
     (dataset / "empty").mkdir()
-    assert refusal() == "…/dataset/empty holds no pictures: put some there, or take the folder away."
+    assert refusal() == "…/dataset/empty contains no images: add some, or remove the folder."
     (dataset / "empty").rmdir()
     (dataset / "prompts.txt").write_text("a dog in the jungle")
     assert refusal() == (

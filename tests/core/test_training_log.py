@@ -33,5 +33,7 @@ def test_tensorboard_draws_one_curve_of_a_training_that_was_stopped(tmp_path: Pa
 
 def test_tensorboard_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(DreamCacheError, match=r"^TensorBoard is not installed: pip install tensorboard, or leave out"):
+    with pytest.raises(
+        DreamCacheError, match=r"^TensorBoard is not installed: run pip install tensorboard, or leave out"
+    ):
         TensorBoardLog(tmp_path, 0)

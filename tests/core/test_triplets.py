@@ -194,7 +194,9 @@ def test_a_folder_without_any_good_sample_is_refused_in_one_sentence(tmp_path: P
         open_triplets(tmp_path / "empty")
     for number in range(1, 6):
         cut(file(folder, number, "generation.png"))
-    with pytest.raises(DreamCacheError, match=r"None of the 5 triplets .* the first: 00000/00000001: its picture"):
+    with pytest.raises(
+        DreamCacheError, match=r"None of the 5 samples .* the first problem: 00000/00000001: its picture"
+    ):
         open_triplets(folder).check()
     with pytest.raises(DreamCacheError, match=r"No triplet of .* 00000/0000000\d: its picture"):
         open_triplets(folder).load(2, 64, 0, 0)

@@ -92,7 +92,7 @@ def test_the_command_trains_an_adapter_and_resumes(
 
     refused = train("--steps", "2", "--data", str(tmp_path / "nothing"))
     assert refused.returncode == 1
-    assert refused.stderr.strip().endswith("is not a folder: choose the folder that holds the triplets.")
+    assert refused.stderr.strip().endswith("is not a folder: choose the folder that contains the triplets.")
     before = files()
     for changes in (["--batch", "4"], ["--data", str(tmp_path / "others")]):
         save_triplet(tmp_path / "others", {"generation": sheet, "mask": Image.new("L", sheet.size, 255)}, "a cup")

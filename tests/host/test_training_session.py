@@ -106,7 +106,7 @@ def test_training_that_is_stopped_between_two_steps_loses_none(
         raise KeyboardInterrupt
 
     stopped = new_trainer()
-    samples = {"sample_every": 3, "draw_samples": cancel} if stopped_by == "samples" else {}
+    samples = {"sample_every": 3, "generate_samples": cancel} if stopped_by == "samples" else {}
     session = open_session(stopped, tmp_path, 100, **samples)
     if stopped_by == "the base model":
         base = base_of(stopped)
@@ -297,7 +297,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Path) -> None:
     save_checkpoint(small_disk, {"step": 1, "tensor": torch.zeros(100_000)})
-    with pytest.raises(DreamCacheError, match=r"disk of .* is full .* resume from step_000000001.checkpoint"):
+    with pytest.raises(DreamCacheError, match=r"disk of .* is full, .* resume from step_000000001.checkpoint"):
         save_checkpoint(small_disk, {"step": 2, "tensor": torch.zeros(400_000)})
     state = load_checkpoint(small_disk)
     assert state

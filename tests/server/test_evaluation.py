@@ -70,10 +70,10 @@ def test_the_whole_protocol_goes_from_a_dataset_to_a_table(
     assert len(images) == 8 - 3  # it goes on where it stopped.
     assert list(draw_all(images, subjects, folder, *generation)) == images
     assert not plan_images(subjects, 2, folder, {"steps": 2})
-    with pytest.raises(DreamCacheError, match="drawn with another steps: choose another folder"):
+    with pytest.raises(DreamCacheError, match="generated with a different steps: choose another folder"):
         plan_images(subjects, 2, folder, {"steps": 3})
     others = [replace(subject, prompts=subject.prompts[::-1]) for subject in subjects]
-    with pytest.raises(DreamCacheError, match="was drawn from another prompt than the subject has now"):
+    with pytest.raises(DreamCacheError, match="was generated from a different prompt"):
         plan_images(others, 2, folder, {"steps": 2})
 
     heard = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
-from support.graph import Graph, adapter_file
+from support.graph import OWN_ATTENTION, Graph, adapter_file
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
@@ -55,5 +55,5 @@ def test_extra_model_paths_are_searched(tmp_path: Path) -> None:
     config.write_text(f"mine:\n  base_path: {tmp_path}\n  dreamcache: adapters\n")
     arguments = ["--cpu", "--extra-model-paths-config", str(config)]
     with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, arguments=arguments) as server:
-        assert listed(server) == ["authors.pt"]
+        assert listed(server) == [*OWN_ATTENTION, "authors.pt"]
         assert "SD2.x" in info(server, "authors.pt")

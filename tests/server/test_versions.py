@@ -76,7 +76,7 @@ def test_a_comfyui_that_is_too_old_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "dreamcache").symlink_to(ROOT)
     done = subprocess.run([sys.executable, "-c", "import dreamcache"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr.endswith(
-        f"ImportError: DreamCache needs ComfyUI {OLDEST_COMFYUI} or newer, and this is 0.15.1: update ComfyUI.\n"
+        f"ImportError: DreamCache needs ComfyUI {OLDEST_COMFYUI} or newer, but this is 0.15.1: update ComfyUI.\n"
     )
 
 

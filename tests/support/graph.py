@@ -22,6 +22,9 @@ from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 from support.miniature import models
 
+OWN_ATTENTION = ("none (the model's own attention)", "none (the model's own attention, all layers)")
+"""The loader's entries that need no file."""
+
 TRIPLETS = "dreamcache_triplets/graph"
 """A folder of ComfyUI's output folder."""
 
@@ -94,8 +97,7 @@ class Scene(Graph):
 
     def own_attention(self, all_layers: bool = False) -> Link:
         """An Adapter Loader that needs no file."""
-        name = "none (the model's own attention, all layers)" if all_layers else "none (the model's own attention)"
-        return self.add("DreamCacheAdapterLoader", adapter_name=name)
+        return self.add("DreamCacheAdapterLoader", adapter_name=OWN_ATTENTION[all_layers])
 
     def apply(self, model: Link, **changes: Any) -> Link:
         """An Apply DreamCache node."""
