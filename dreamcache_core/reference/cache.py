@@ -180,7 +180,7 @@ class ReferenceCache:
         `tokens`: of each batch, (references, height · width, channels). Those that aren't kept are left out.
         """
         first, *others = self.batches
-        if not others and not self.per_latent and first.subject is None and first.strength == 1:
+        if not others and not (self.per_latent and len(first) > 1) and first.subject is None and first.strength == 1:
             return tokens[0].flatten(0, 1).unsqueeze(0)  # a view, not a copy
         rows = self._rows(layer, tokens)
         return pad_sequence(rows, batch_first=True) if self.per_latent else torch.cat(rows).unsqueeze(0)

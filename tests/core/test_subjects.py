@@ -92,13 +92,13 @@ def test_datasets_that_are_none_are_refused_in_a_sentence(dataset: Path, tmp_pat
     (dataset / "empty").rmdir()
     (dataset / "prompts.txt").write_text("a dog in the jungle")
     assert refusal() == (
-        '…/dataset/prompts.txt has a prompt without {}, where the subject goes: "a dog in the jungle".'
+        '…/dataset/prompts.txt has a prompt without {} in place of the subject: "a dog in the jungle".'
     )
     (dataset / "prompts.txt").unlink()
     assert refusal() == (
-        "There are no prompts for coffee_cup: write some into …/dataset/prompts.txt, one a line, with {} where the "
-        "subject goes."
+        "There are no prompts for coffee_cup: write some into …/dataset/prompts.txt, one per line, with {} in "
+        "place of the subject."
     )
     shutil.rmtree(dataset / "coffee_cup")
     shutil.rmtree(dataset / "dog2")
-    assert refusal() == "There are no subjects in …/dataset: make a folder of pictures for each."
+    assert refusal() == "There are no subjects in …/dataset: add a folder of images for each subject."

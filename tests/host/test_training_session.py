@@ -302,7 +302,7 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Pa
     state = load_checkpoint(small_disk)
     assert state
     assert state["step"] == 1
-    with pytest.raises(DreamCacheError, match=r"has 1 MB left and training needs 12 MB"):
+    with pytest.raises(DreamCacheError, match=r"has 1 MB left, but training needs 12 MB"):
         open_session(new_trainer(), small_disk, 1)
 
 
