@@ -47,6 +47,8 @@ def opened(server: ComfyUIServer) -> Iterator[FrontEnd]:
     place_models(server)
     adapters = server.base / "models" / "dreamcache"
     shutil.copyfile(adapters / adapter_file(server, "sd15"), adapters / ADAPTER)
+    authors = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
+    shutil.copyfile(authors, adapters / "dreamcache_sd21.pt")
     with open_front_end(server) as front_end:
         yield front_end
 
