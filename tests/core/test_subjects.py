@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image, open_subjects
-from harness.workflow_prompt import PHOTOGRAPH
-from PIL import Image
+from support.subjects import write_subjects
 
 DREAMBOOTH = """Classes
 
@@ -36,19 +35,7 @@ prompt_list = [
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two subjects of two pictures each, of which one's first has a mask."""
-    folder = tmp_path / "dataset"
-    photograph = Image.open(PHOTOGRAPH).convert("RGB")
-    for number, name in enumerate(("coffee_cup", "dog2")):
-        (folder / name).mkdir(parents=True)
-        for picture in (0, 1):
-            left = 100 * (2 * number + picture)
-            photograph.crop((left, 50, left + 200, 250)).save(folder / name / f"{picture:02}.jpg")
-    mask = Image.new("L", (200, 200), 0)
-    mask.paste(255, (50, 50, 150, 150))
-    mask.save(folder / "dog2" / "00_mask.png")
-    (folder / "prompts.txt").write_text("a {} in the jungle\n\na red {}\n", encoding="utf-8")
-    return folder
+    return write_subjects(tmp_path / "dataset")
 
 
 def test_subjects_are_folders_of_pictures_with_prompts_and_a_class(dataset: Path) -> None:

@@ -22,30 +22,18 @@ from dreamcache.nodes.host import encoders
 from dreamcache.nodes.host.evaluate_command import draw_all
 from dreamcache.nodes.host.generation import generate_samples
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
-from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
 from support.graph import adapter_file
 from support.miniature import models
 from support.small_networks import new_dino, write
+from support.subjects import write_subjects
 
 SETTINGS = GenerationSettings(steps=2, resolution=64)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two subjects of two pictures each, of which one's first has a mask."""
-    folder = tmp_path / "dataset"
-    photograph = Image.open(PHOTOGRAPH).convert("RGB")
-    for number, name in enumerate(("coffee_cup", "dog2")):
-        (folder / name).mkdir(parents=True)
-        for picture in (0, 1):
-            left = 100 * (2 * number + picture)
-            photograph.crop((left, 50, left + 200, 250)).save(folder / name / f"{picture:02}.jpg")
-    mask = Image.new("L", (200, 200), 0)
-    mask.paste(255, (50, 50, 150, 150))
-    mask.save(folder / "dog2" / "00_mask.png")
-    (folder / "prompts.txt").write_text("a {} in the jungle\n\na red {}\n", encoding="utf-8")
-    return folder
+    return write_subjects(tmp_path / "dataset")
 
 
 @pytest.fixture(scope="module")
