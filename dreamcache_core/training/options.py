@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     shown = parser.add_argument_group("how to watch it")
     shown.add_argument("--tensorboard", action="store_true", help="write events to the output folder's logs")
+    shown.add_argument(
+        "--held-out", type=int, default=0, help="triplets that aren't trained on, for validations (default: none)"
+    )
+    shown.add_argument(
+        "--patience", type=int, default=0, help="validations without growth of the gap that end it (default: no end)"
+    )
     shown.add_argument("--sample-every", type=int, default=0, help="steps between sheets of samples (default: none)")
     shown.add_argument(
         "--sample-prompts", type=Path, help="text file of prompts, one a line (default: those of some triplets)"

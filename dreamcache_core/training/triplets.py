@@ -91,6 +91,19 @@ class Triplets:
                     _LOG.warning("DreamCache trains without a triplet: %s", error)
         raise DreamCacheError(f"No triplet of {self.folder} can be used: {next(iter(self._problems))}")
 
+    def hold_out(self, count: int) -> tuple[Triplets, Triplets]:
+        """The first `count` triplets by name, which aren't trained on, and the others. More data, with later names,
+        leaves them what they are.
+
+        Raises DreamCacheError if no triplet is left to train on.
+        """
+        if count >= len(self):
+            raise DreamCacheError(
+                f"{count} triplets can't be held out of the {len(self)} in {self.folder}: hold out fewer, or add some."
+            )
+        held_out, rest = self._files[:count], self._files[count:]
+        return Triplets(self.folder, held_out, ()), Triplets(self.folder, rest, self.problems)
+
     def check(self, on_progress: Callable[[int], None] = lambda done: None) -> Triplets:
         """Read every file. Returns the triplets that can be used, with the problems of all others.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import comfy.model_management
 import comfy.model_sampling
@@ -12,7 +12,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.network import Adapter
+from ...dreamcache_core.adapter.own_start import FrozenTokens, begin_with_own_attention
 from ...dreamcache_core.adapter.provenance import hash_weights
+from ...dreamcache_core.adapter.self_attention import SelfAttentionLayer
 from ...dreamcache_core.io.disk_cache import DiskCache
 from ...dreamcache_core.io.images import planar
 from ...dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
@@ -149,6 +151,16 @@ class ComfyUIBase:
         batch = ReferenceBatch(features, self.structure.base_model, layers, size, self.timestep, PROMPT)
         return ReferenceCache((batch,), per_latent=True)
 
+    def frozen_tokens(self, latents: torch.Tensor, noise: torch.Tensor) -> dict[str, FrozenTokens]:
+        """What the adapted transformers make of the features of a caching pass, by layer."""
+        (batch,) = self.cache(latents, noise).batches
+        tokens = {}
+        for name, features in batch.features.items():
+            with self._computing():
+                key, value = SelfAttentionLayer(self.unet.get_submodule(name)).keys_values(features)
+            tokens[name] = FrozenTokens(features.flatten(2).transpose(1, 2), key, value)
+        return tokens
+
     def denoise(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
@@ -156,6 +168,9 @@ class ComfyUIBase:
             return self._evaluate(noised, sigma, prompts, {})
         injection = Injection(self._adapter, cache)
         return self._evaluate(noised, sigma, prompts, attending_to(injection))
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32)
 
     def _evaluate(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Options
@@ -165,7 +180,7 @@ class ComfyUIBase:
         # Read by SDXL: the pooled prompt, and the size of the image.
         height, width = (PIXELS_PER_LATENT * side for side in noised.shape[2:])
         adm = self._model.encode_adm(pooled_output=prompts.pooled, height=height, width=width, device=self.device)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+        with self._computing():
             return self._model.apply_model(
                 noised,
                 sigma,
@@ -174,3 +189,22 @@ class ComfyUIBase:
                 transformer_options=options,
                 y=None if adm is None else adm.expand(len(noised), -1),
             )
+
+
+@torch.no_grad()
+def begin_as_the_model(base: ComfyUIBase, adapter: Adapter, images: Iterable[torch.Tensor], seed: int) -> None:
+    """Give an untrained adapter of `base` the start of adapter/own_start.py.
+
+    `images`: batches of references, a few dozen in all, (batch, height, width, 3), 0…1. `seed`: of the noise in the
+    caching pass.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def pictures() -> Iterator[dict[str, FrozenTokens]]:
+        for batch in images:
+            latents = base.encode_images(batch)
+            yield base.frozen_tokens(latents, torch.randn(latents.shape, generator=random).to(latents))
+
+    base.load()
+    blocks = {layer.name: base.unet.get_submodule(layer.name).transformer_blocks[0] for layer in adapter.layers}
+    begin_with_own_attention(adapter, blocks, pictures())

@@ -24,6 +24,7 @@ from ...dreamcache_core.training.settings import PRECISIONS
 from ...dreamcache_core.training.stopping import stop_requests
 from ...dreamcache_core.training.trainer import Trainer
 from ...dreamcache_core.training.triplets import Triplets, open_triplets
+from ...dreamcache_core.training.validation import HeldOut
 from .base_model import structure_of
 from .frozen_base import ComfyUIBase
 from .generation import SampleSheet, choose_samples
@@ -44,6 +45,12 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     settings, say = settings_of(options), processes.say
     triplets = open_triplets(options.data)
     say(triplets.description)
+    unseen = held_out = None
+    if options.held_out:
+        unseen, triplets = triplets.hold_out(options.held_out)
+        size = settings.batch // (processes.count * options.parts)
+        held_out = HeldOut(unseen, settings, options.resolution, together=size, processes=processes)
+        say(f"{len(held_out):,} of them are held out for validations.")
     say(f"Loading {options.checkpoint} …")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
     adapter = untrained_adapter(structure_of(model), settings.seed).to(model.load_device)
@@ -69,6 +76,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     if options.dry_run:
         say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
         return
+    sheet = _sample_sheet(options, unseen or triplets, model, clip, vae) if options.sample_every else None
     folder = TrainingFolder(options.output)
     session = TrainingSession(
         trainer,
@@ -80,23 +88,28 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
             batch=settings.batch,
             resolution=options.resolution,
             seed=settings.seed,
+            held_out=options.held_out,
         ),
         triplets=len(triplets),
         checkpoint_every=options.every,
         sample_every=options.sample_every,
-        generate_samples=_sample_sheet(options, triplets, model, clip, vae).generate if options.sample_every else None,
+        generate_samples=sheet.generate if sheet else None,
+        held_out=held_out,
+        patience=options.patience,
         write_adapter=True,
         processes=processes,
     )
     if session.step:
         say(f"Resuming after step {session.step:,}.")
-    listeners: list[Listener] = [ConsoleLog(settings.steps)]
+    listeners: list[Listener] = [ConsoleLog(settings.steps, options.patience)]
     if options.tensorboard and processes.is_main:
         listeners.append(TensorBoardLog(folder.logs, session.step))
     with stop_requests() as is_stop_requested:
         for _ in session.run(batches(first_step=session.step), listeners, is_stop_requested):
             pass
-    if session.step < settings.steps:
+    if session.is_flat:
+        say(f"The gap stopped growing before step {session.step:,}: the same command with --patience 0 trains on.")
+    elif session.step < settings.steps:
         sys.exit(f"Stopped after step {session.step:,}: the same command resumes there." if processes.is_main else 1)
     say(f"The adapter is {folder.adapter_path.resolve()}.")
 

@@ -1,0 +1,100 @@
+"""How an adapter of the demo model learns: from which start, from how many subjects, over how many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.training.loss import loss_at, sample_noise
+from dreamcache.dreamcache_core.training.trainer import Trainer
+from dreamcache.nodes.host.frozen_base import begin_as_the_model
+
+from .adapter import AS_IT_SHIPS, DemoBase, Training
+from .loop import on_device
+from .scenes import Scenes
+
+SEEDS = (0, 1, 2)
+FITTED_ON = 48
+"""References from which the start is fitted."""
+TOGETHER = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean losses of unseen scenes after so many samples: with the right reference, another's, and none."""
+
+    samples: int
+    right: float
+    other: float
+    none: float
+
+    @property
+    def gap(self) -> float:
+        return self.other - self.right
+
+
+Start = Callable[[DemoBase, Adapter, Scenes, int], None]
+
+
+def untouched(base: DemoBase, adapter: Adapter, scenes: Scenes, seed: int) -> None:
+    """Today's start: random weights, and a Linear that passes the self-attention on alone."""
+
+
+def own_attention(base: DemoBase, adapter: Adapter, scenes: Scenes, seed: int) -> None:
+    """The model's own attention, fitted, and the same Linear."""
+    chosen = np.random.default_rng([21, seed]).permutation(len(scenes))[:FITTED_ON]
+    begin_as_the_model(base, adapter, [scenes.references[on_device(chosen)].float()], seed)
+
+
+STARTS: dict[str, Start] = {"untouched": untouched, "own attention": own_attention}
+
+
+def learn(
+    training: Training,
+    scenes: Scenes,
+    unseen: Scenes,
+    start: Start,
+    seed: int,
+    steps: int,
+    at: Sequence[int],
+) -> tuple[list[Measured], Trainer]:
+    """Train an adapter, and measure it after the steps `at`."""
+    settings = replace(training.settings(steps), seed=seed)
+    adapter = training.untrained(AS_IT_SHIPS, seed)
+    base = training.base_of(adapter, AS_IT_SHIPS)
+    base.load()
+    start(base, adapter, scenes, seed)
+    trainer = Trainer(base, adapter, settings)
+    measured = []
+    for progress in trainer.run(training.batches(base, scenes, settings)):
+        if progress.step in at:
+            with trainer.averaged_weights():
+                measured.append(measure(base, unseen, progress.step * settings.batch))
+    return measured, trainer
+
+
+@torch.no_grad()
+def measure(base: DemoBase, unseen: Scenes, samples: int) -> Measured:
+    """At evenly spread timesteps, always with the same noise. Another's reference is half the list away."""
+    count, losses = len(unseen), []
+    for start in range(0, count, TOGETHER):
+        numbers = torch.arange(start, min(start + TOGETHER, count))
+        others = (numbers + count // 2) % count
+        latents, own, their = (
+            tensor[chosen].float()
+            for tensor, chosen in ((unseen.latents, numbers), (unseen.references, numbers), (unseen.references, others))
+        )
+        base.captions = [unseen.captions[number] for number in numbers]
+        _, noise, reference_noise = sample_noise(numbers.tolist(), latents.shape[1:], len(base.sigmas), 0)
+        timesteps = ((numbers + 0.5) / count * len(base.sigmas)).long()
+        prompts = base.encode_prompts(base.captions)
+        caches: list[Any] = [*(base.cache(references, reference_noise) for references in (own, their)), None]
+        losses.append(
+            torch.stack([loss_at(base, latents, timesteps, noise, prompts, cache) for cache in caches], dim=1)
+        )
+    right, other, none = torch.cat(losses).double().mean(0).tolist()
+    return Measured(samples, right, other, none)
