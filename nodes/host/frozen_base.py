@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import comfy.model_management
 import comfy.model_sampling
@@ -96,7 +97,10 @@ class ComfyUIBase:
         if not (self._disk_cache and keys):
             return self._encode_images(images)
         keys = [key and f"{self._vae_hash}/{key}" for key in keys]
-        latents = self._disk_cache.get(keys, lambda numbers: list(self._encode_images(images[numbers])))
+        shape = (None, *(side // PIXELS_PER_LATENT for side in images.shape[1:3]))
+        latents = self._disk_cache.get(
+            keys, [shape] * len(keys), lambda numbers: list(self._encode_images(images[numbers]))
+        )
         return torch.stack([latent.to(self.device) for latent in latents])
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -115,7 +119,9 @@ class ComfyUIBase:
 
     def _disk_cached_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
         assert self._disk_cache
-        kinds = ["", "pooled of "][: 1 + self._reads_pooled]
+        # A context is (1, tokens, channels), a pooled vector (1, channels).
+        kinds: dict[str, tuple[int | None, ...]] = {"": (1, None, self.structure.context_dim)}
+        kinds |= {"pooled of ": (1, None)} if self._reads_pooled else {}
         keys = [f"{kind}{self._clip_hash}/{prompt}" for kind in kinds for prompt in prompts]
 
         def make(numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -123,7 +129,8 @@ class ComfyUIBase:
             encodings = dict(zip(missing, self._encode_prompts([prompts[number] for number in missing]), strict=True))
             return [encodings[number % len(prompts)][number // len(prompts)] for number in numbers]
 
-        tensors = self._disk_cache.get(keys, make)
+        shapes = [shape for shape in kinds.values() for _ in prompts]
+        tensors = self._disk_cache.get(keys, shapes, make)
         return list(zip(*(tensors[n * len(prompts) :][: len(prompts)] for n in range(len(kinds))), strict=True))
 
     def _encode_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
@@ -169,8 +176,8 @@ class ComfyUIBase:
         injection = Injection(self._adapter, cache)
         return self._evaluate(noised, sigma, prompts, attending_to(injection))
 
-    def _computing(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32)
+    def _computing(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._precision == torch.float32 else torch.autocast(self.device.type, self._precision)
 
     def _evaluate(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Options
