@@ -60,6 +60,11 @@ class Triplets:
         return tuple(self._problems)
 
     @property
+    def own_references(self) -> int:
+        """How many triplets have a reference of their own, which isn't augmented."""
+        return sum(files.reference is not None for files in self._files)
+
+    @property
     def description(self) -> str:
         """How many triplets there are, and the problems of others, in a few lines."""
         count, problems = f"{len(self):,} triplets in {self.folder}", self.problems

@@ -28,6 +28,9 @@ from .patching.recording import recording
 from .patching.training import attending_to, make_trainable
 from .reference import PROMPT, TIMESTEP
 
+FITTED_ON = 48
+"""How many references `begin_as_the_model` needs."""
+
 
 class ComfyUIBase:
     """The FrozenBase (training/loss.py) of a MODEL, its VAE and its CLIP.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from functools import partial
 
@@ -14,19 +15,20 @@ from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.generation import GenerationSettings
 from ...dreamcache_core.io.disk_cache import DiskCache
 from ...dreamcache_core.training.batches import make_batches
-from ...dreamcache_core.training.estimate import describe, measure
+from ...dreamcache_core.training.estimate import cache_size, describe, measure
 from ...dreamcache_core.training.log import ConsoleLog, TensorBoardLog
 from ...dreamcache_core.training.options import settings_of
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from ...dreamcache_core.training.processes import Processes
+from ...dreamcache_core.training.recipes import RECIPES
 from ...dreamcache_core.training.session import UNTRAINED, Listener, Origin, TrainingSession
-from ...dreamcache_core.training.settings import PRECISIONS
+from ...dreamcache_core.training.settings import CACHE_PRECISIONS, PRECISIONS, STARTS
 from ...dreamcache_core.training.stopping import stop_requests
 from ...dreamcache_core.training.trainer import Trainer
 from ...dreamcache_core.training.triplets import Triplets, open_triplets
 from ...dreamcache_core.training.validation import HeldOut
 from .base_model import structure_of
-from .frozen_base import ComfyUIBase
+from .frozen_base import FITTED_ON, ComfyUIBase, begin_as_the_model
 from .generation import SampleSheet, choose_samples
 
 
@@ -57,11 +59,16 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
     say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
-    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
+    kept_in = CACHE_PRECISIONS[options.cache_precision]
+    disk_cache = DiskCache(options.cache_latents, kept_in) if options.cache_latents and not options.dry_run else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
     )
     base.load()
+    if options.start != STARTS[0]:
+        chosen = range(0, len(triplets), math.ceil(len(triplets) / FITTED_ON))
+        references = (triplets.plain(index, options.resolution).reference.unsqueeze(0) for index in chosen)
+        begin_as_the_model(base, adapter, references, settings.seed)
     trainer = Trainer(base, adapter, settings, processes.average)
     batches = partial(
         make_batches,
@@ -74,7 +81,10 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         workers=options.workers,
     )
     if options.dry_run:
-        say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
+        if options.recipe:
+            say(f"recipe: {options.recipe}, {RECIPES[options.recipe].description}")
+        cache = cache_size(base, triplets, options.resolution, kept_in) if options.cache_latents else 0
+        say(describe(trainer, measure(trainer, batches()), triplets, options.output, cache))
         return
     sheet = _sample_sheet(options, unseen or triplets, model, clip, vae) if options.sample_every else None
     folder = TrainingFolder(options.output)
@@ -83,7 +93,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         folder,
         Origin(
             base_hash=base.weights_hash,
-            adapter=UNTRAINED,
+            adapter=UNTRAINED if options.start == STARTS[0] else options.start,
             folder=str(options.data.resolve()),
             batch=settings.batch,
             resolution=options.resolution,

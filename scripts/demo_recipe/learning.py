@@ -11,15 +11,13 @@ import torch
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.training.loss import loss_at, sample_noise
 from dreamcache.dreamcache_core.training.trainer import Trainer
-from dreamcache.nodes.host.frozen_base import begin_as_the_model
+from dreamcache.nodes.host.frozen_base import FITTED_ON, begin_as_the_model
 
 from .adapter import AS_IT_SHIPS, DemoBase, Training
 from .loop import on_device
 from .scenes import Scenes
 
 SEEDS = (0, 1, 2)
-FITTED_ON = 48
-"""References from which the start is fitted."""
 TOGETHER = 64
 
 

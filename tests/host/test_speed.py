@@ -50,7 +50,6 @@ def test_a_step_does_what_it_must_and_nothing_more(bench: Bench, plain: int, var
 def test_a_disk_cache_spares_training_half_of_its_operations(bench: Bench) -> None:
     """Of SD1.5 at 512², for each sample: the VAE's for target and reference."""
     cached, encoding = count_training(bench, SIZE), count_encoding(SIZE)
-    print(cached, encoding)
     assert cached <= 2.3e12
     assert cached + 2 * encoding == pytest.approx(4.50e12, rel=0.01)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.sampler_helpers import prepare_model_patcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
@@ -138,6 +139,7 @@ def count_encoding(size: int) -> int:
     with _META:
         vae = AutoencoderKL(ddconfig=_VAE, embed_dim=4)
         picture = torch.empty(1, 3, size, size)
+    vae.encoder.mid.attn_1.optimized_attention = pytorch_attention
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         vae.encode(picture)
     return counter.get_total_flops()
