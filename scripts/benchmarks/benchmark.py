@@ -172,11 +172,19 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
 
 
 def _filled(cache: ReferenceCache) -> ReferenceCache:
-    """The same cache with noise in place of features on the meta device."""
+    """The same cache with noise in place of tensors on the meta device."""
     import torch
+    from dreamcache.dreamcache_core.reference.cache import CachingInput
 
     batches = (
-        replace(batch, features={layer: torch.randn(tensor.shape) for layer, tensor in batch.features.items()})
+        replace(
+            batch,
+            features={layer: torch.randn(tensor.shape) for layer, tensor in batch.features.items()},
+            caching_inputs=tuple(
+                CachingInput(*(torch.randn(tensor.shape) for tensor in (given.latent, given.noise, given.context)))
+                for given in batch.caching_inputs
+            ),
+        )
         for batch in cache.batches
     )
     return replace(cache, batches=tuple(batches))
