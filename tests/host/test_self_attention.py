@@ -23,6 +23,7 @@ from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.reference.combining import average, combine
 from dreamcache.dreamcache_core.reference.file import load_references, save_references
 from dreamcache.dreamcache_core.reference.noise_levels import NoiseLevels
+from dreamcache.nodes import demo_model
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching import blocks
 from dreamcache.nodes.host.patching.apply import inject
@@ -272,6 +273,34 @@ def test_image_guidance_is_reference_onlys_style_fidelity(setting: Setting) -> N
     expected = blended + cfg * (positive - blended)
     guided = setting.injected(cache, image_guidance=1 + fidelity * (cfg - 1))
     assert difference(setting.sample(guided, steps=1, cfg=cfg), expected) < EXACT
+
+
+@pytest.mark.parametrize("adapter", [OWN, ALL_LAYERS], ids=["cached layers", "all layers"])
+def test_no_style_fidelity_makes_pictures_dark_or_gaudy_or_white(adapter: SelfAttentionAdapter) -> None:
+    """What users of reference-only report, on the demo model at a high CFG: f = 0, 0.17 and 1."""
+    networks, cfg = demo_model.load_networks(), 7.0
+    latent = networks.vae.encode(demo_model.DreamCacheDemoModel.execute()[4])
+
+    def encode(prompt: str) -> list:
+        return networks.clip.encode_from_tokens_scheduled(networks.clip.tokenize(prompt))
+
+    def look(model: ModelPatcher) -> tuple[float, float, float]:
+        """Mean brightness, mean saturation, and the share that is white, of two pictures."""
+        empty = torch.zeros(2, 4, 16, 16)
+        prompts = encode("a turtle on a snowy field"), encode("")
+        noise = comfy.sample.prepare_noise(empty, 5)
+        drawn = comfy.sample.sample(model, noise, 10, cfg, "euler", "normal", *prompts, empty, disable_pbar=True)
+        pictures = networks.vae.decode(drawn).detach()
+        largest, smallest = pictures.amax(-1), pictures.amin(-1)
+        return float(pictures.mean()), float((largest - smallest).mean()), float((smallest > 0.97).float().mean())
+
+    cache = record_references(networks.model, latent, torch.zeros_like(latent), encode(""), 1, "")
+    brightness, saturation, white = look(networks.model)
+    for image_guidance in (1.0, 2.0, cfg):
+        seen = look(inject(networks.model, Injection(adapter, cache, image_guidance=image_guidance)))
+        assert abs(seen[0] - brightness) < 0.1
+        assert seen[1] < saturation + 0.05
+        assert seen[2] < white + 0.1
 
 
 def test_saved_it_attends_to_the_same(setting: Setting, tmp_path) -> None:

@@ -106,6 +106,8 @@ def test_the_authors_adapter_draws_through_its_template(full_size_server, tmp_pa
     set_inputs(prompt, "ApplyDreamCache", image_guidance=1.0)
     (image,) = server.run(prompt, timeout=1200).images
     assert Image.open(server.download(image, tmp_path / "drawn.png")).size == (512, 512)
+    # SD2.1-base predicts noise, unlike the SD2.1 of 768 pixels.
+    assert "model_type EPS" in (server.base / "server.log").read_text()
 
 
 @on_both
