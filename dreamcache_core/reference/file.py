@@ -244,9 +244,9 @@ def _build_caching_inputs(
     """None in a file of an earlier version of this project."""
     for place, weight in enumerate(weights):
         prefix = _caching_input_prefix(number, place)
-        found = {name: tensors[prefix + name] for name in _CACHED_TENSORS if prefix + name in tensors}
-        if found:
-            yield CachingInput(**found, weight=weight)
+        latent, noise, context, pooled = (tensors.get(prefix + name) for name in _CACHED_TENSORS)
+        if latent is not None and noise is not None and context is not None:
+            yield CachingInput(latent, noise, context, pooled, weight)
 
 
 def _caching_input_prefix(number: int, place: int) -> str:

@@ -60,7 +60,7 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
-        given = CachingInput(*(latents.expand(count, -1, -1, -1) for _ in range(2)), prompt)
+        given = CachingInput(latents.expand(count, -1, -1, -1), latents.expand(count, -1, -1, -1), prompt)
         batch = ReferenceBatch(
             features,
             structure.base_model,

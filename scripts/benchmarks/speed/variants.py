@@ -55,8 +55,8 @@ class Bench:
 
     def reference_only(self) -> ModelPatcher:
         """With the model's own attention in its plain form, without a cache."""
-        (batch,) = self.references(1).batches
-        return reference_only(self.model, *batch.caching_inputs, SelfAttentionAdapter())
+        (given,) = self.references(1).batches[0].caching_inputs
+        return reference_only(self.model, given, SelfAttentionAdapter())
 
     def projecting_anew(self) -> ModelPatcher:
         """The straightforward form of DreamCache: weights not fused, keys and values computed at every step."""
