@@ -99,8 +99,8 @@ def markdown(results: Results) -> str:
             "beside those over the prompt, with nothing around it."
             + (" `IPAdapter_plus` is the node pack itself, with 4." if IPADAPTER_PLUS in results.operations else ""),
             "",
-            "`own attention` needs no adapter, see [its page](own_attention.md); *once* is its caching pass at one noise "
-            "level, and the first run with a reference pays for one at every step. `reference-only` computes the same "
+            "`own attention` needs no adapter, see [its page](own_attention.md). *Once* is its caching pass at one "
+            "noise level; the first run with a reference has one at every step. `reference-only` computes the same "
             "without a cache: the reference runs through the U-Net at every step, in as many rows as the picture.",
             "",
             "## Operations of a step",
