@@ -6,28 +6,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from .file_state import FileState, file_state
+
 Description = TypeVar("Description")
 
 
 class Catalogue(Generic[Description]):
-    """Caches what `describe` returns for each file, until the file's size or modification time changes. Thread-safe."""
+    """Caches what `describe` returns for each file, until the file changes. Thread-safe."""
 
     def __init__(self, describe: Callable[[Path], Description]) -> None:
         self._describe = describe
-        # Path → ((modification time in ns, size in bytes), description).
-        self._known: dict[Path, tuple[tuple[int, int], Description]] = {}
+        self._known: dict[Path, tuple[FileState, Description]] = {}
 
     def describe(self, path: Path) -> Description:
-        """The description of one file. The description of a missing file isn't cached."""
+        """The description of one file. That of a missing file isn't cached, nor that of one which is being written."""
         try:
-            status = path.stat()
+            state = file_state(path)
         except OSError:
             self._known.pop(path, None)
             return self._describe(path)
-        state = (status.st_mtime_ns, status.st_size)
         known = self._known.get(path)
         if known is None or known[0] != state:
-            known = self._known[path] = state, self._describe(path)
+            known = state, self._describe(path)
+            if state.is_settled:
+                self._known[path] = known
         return known[1]
 
     def describe_all(self, files: Mapping[str, Path]) -> dict[str, Description]:
