@@ -45,7 +45,10 @@ class Provenance:
 
     @classmethod
     def from_json(cls, fields: Fields) -> Provenance:
-        """The inverse of `to_json`. Ignores unknown keys, which a later version may have added. Raises Malformed."""
+        """The inverse of `to_json`. Ignores unknown keys, which a later version may have added.
+
+        Raises MalformedError.
+        """
         steps, batch, triplets = (fields.whole(name, 0, _MOST) for name in ("steps", "batch", "triplets"))
         return cls(fields.text("base_hash"), steps, batch, triplets, fields.text("version"))
 

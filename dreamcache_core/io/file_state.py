@@ -34,7 +34,7 @@ class FileState(NamedTuple):
 
 def file_state(file: Path | int) -> FileState:
     """The state of a file now. `file`: its path or its descriptor. Raises OSError if there is none."""
-    status = os.stat(file)
+    status = os.fstat(file) if isinstance(file, int) else file.stat()
     return FileState(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..unet import TransformerLayer
-from .json_fields import Fields, Malformed
+from .json_fields import Fields, MalformedError
 
 _MOST = 2**31
 
 
 def read_layers(header: Fields) -> tuple[TransformerLayer, ...]:
-    """The layers of a header, each written by `TransformerLayer.to_json`. Raises Malformed as `check_layers` does."""
+    """The layers of a header, each as `TransformerLayer.to_json` gives it. Raises MalformedError like `check_layers`."""
     return check_layers(
         [
             TransformerLayer(layer.text("name"), layer.whole("channels", 1, _MOST), layer.whole("heads", 1, _MOST))
@@ -21,10 +21,10 @@ def read_layers(header: Fields) -> tuple[TransformerLayer, ...]:
 
 
 def check_layers(layers: Sequence[TransformerLayer]) -> tuple[TransformerLayer, ...]:
-    """The same layers. Raises Malformed if there are none, if one is there twice, or if one can't exist."""
+    """The same layers. Raises MalformedError if there are none, if one is there twice, or if one can't exist."""
     if not layers or len({layer.name for layer in layers}) != len(layers):
-        raise Malformed("there are no layers, or the same twice")
+        raise MalformedError("there are no layers, or the same twice")
     for layer in layers:
         if not layer.is_possible:
-            raise Malformed(f"there can be no layer such as {layer}")
+            raise MalformedError(f"there can be no layer such as {layer}")
     return tuple(layers)

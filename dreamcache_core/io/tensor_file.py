@@ -20,7 +20,7 @@ from safetensors.torch import save
 from ..errors import DreamCacheError
 from .atomic import write_atomically
 from .file_state import file_state
-from .json_fields import Fields, Malformed, is_unicode, parse_json
+from .json_fields import Fields, MalformedError, is_unicode, parse_json
 
 # The JSON object in a file's metadata: {"format": "dreamcache.adapter", "version": "1", "header": <JSON object>}.
 Header = dict[str, Any]
@@ -77,22 +77,22 @@ class TensorFile:
     """An open `.safetensors` file whose header has been checked. `metadata`: its texts. `tensors`: what it holds."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        """Read the header. Raises Malformed if it isn't what the format says, and OSError."""
+        """Read the header. Raises MalformedError if it isn't what the format says, and OSError."""
         self._path, self._file = path, file
         self._state = file_state(file.fileno())
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
-            raise Malformed(f"a header of more than {MAX_HEADER} bytes")
+            raise MalformedError(f"a header of more than {MAX_HEADER} bytes")
         table = parse_json(file.read(length))
         self.metadata = _read_metadata(table)
         self.tensors: Tensors = {name: _read_info(entry, 8 + length) for name, entry in table.items()}
         end = 8 + length
         for tensor in sorted(self.tensors.values(), key=lambda tensor: tensor[2:]):
             if tensor.start != end:
-                raise Malformed("tensors overlap, or there is something between them")
+                raise MalformedError("tensors overlap, or there is something between them")
             end = tensor.end
         if end != self._state.size:
-            raise Malformed("the tensors don't end where the file does")
+            raise MalformedError("the tensors don't end where the file does")
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Read these tensors, or all, into memory. They are on the CPU.
@@ -109,12 +109,12 @@ class TensorFile:
         if dtype is None:
             raise DreamCacheError(f"{self._path.name} has weights of a type that DreamCache does not read: convert it.")
         tensor = torch.empty(shape, dtype=dtype)
-        place = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        place = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(start)
         while start < end:
             count = self._file.readinto(place[-(end - start) :])  # type: ignore[attr-defined]
             if not count:
-                raise Malformed("the file was cut short")
+                raise MalformedError("the file was cut short")
             start += count
         return tensor
 
@@ -127,7 +127,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             yield TensorFile(path, file)
     except FileNotFoundError:
         raise DreamCacheError(f"{path} does not exist.") from None
-    except Malformed as error:
+    except MalformedError as error:
         raise DreamCacheError(
             f"{path.name} cannot be read as .safetensors because it is damaged or incomplete: download it again."
         ) from error
@@ -152,7 +152,7 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
         return None
     with checked_header(path):
         if not _FORMAT.fullmatch(found):
-            raise Malformed("the format has no name")
+            raise MalformedError("the format has no name")
         if found != f"dreamcache.{kind}":
             other = found.removeprefix("dreamcache.")
             raise DreamCacheError(f"{path.name} is a {other} file, not a DreamCache {kind}.")
@@ -166,19 +166,19 @@ def read_header(path: Path, kind: str, version: int, metadata: Mapping[str, str]
 
 
 def file_version(metadata: Mapping[str, str]) -> int:
-    """The version of a DreamCache format. Raises Malformed if there is none."""
+    """The version of a DreamCache format. Raises MalformedError if there is none."""
     version = metadata.get("version", "")
     if not (version.isascii() and version.isdecimal() and len(version) < 10):
-        raise Malformed("version is not a whole number")
+        raise MalformedError("version is not a whole number")
     return int(version)
 
 
 @contextmanager
 def checked_header(path: Path) -> Iterator[None]:
-    """Turn Malformed into the DreamCacheError of a damaged header."""
+    """Turn MalformedError into the DreamCacheError of a damaged header."""
     try:
         yield
-    except Malformed as error:
+    except MalformedError as error:
         raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
@@ -200,12 +200,12 @@ def name_and_hash(path: Path) -> str:
 def _read_metadata(table: Any) -> dict[str, str]:
     """Take the metadata out of the JSON of a file's header."""
     if not isinstance(table, dict):
-        raise Malformed("not an object")
+        raise MalformedError("not an object")
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise Malformed("the metadata aren't texts")
+        raise MalformedError("the metadata aren't texts")
     if not all(name.isascii() or is_unicode(name) for name in table):
-        raise Malformed("a tensor's name is not a text")
+        raise MalformedError("a tensor's name is not a text")
     return metadata
 
 
@@ -216,5 +216,5 @@ def _read_info(entry: Any, data: int) -> TensorInfo:
     dtype = _DTYPES.get(fields.text("dtype"))
     # Of other types only PyTorch's successors know the size.
     if len(offsets) != 2 or (dtype and offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize):
-        raise Malformed("a tensor has another size than its shape")
+        raise MalformedError("a tensor has another size than its shape")
     return TensorInfo(shape, dtype, data + offsets[0], data + offsets[1])
