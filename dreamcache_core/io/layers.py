@@ -11,7 +11,7 @@ _MOST = 2**31
 
 
 def read_layers(header: Fields) -> tuple[TransformerLayer, ...]:
-    """The layers of a header, each as `TransformerLayer.to_json` gives it. Raises MalformedError like `check_layers`."""
+    """The layers of a header, each as `TransformerLayer.to_json` gives it. Raises what `check_layers` does."""
     return check_layers(
         [
             TransformerLayer(layer.text("name"), layer.whole("channels", 1, _MOST), layer.whole("heads", 1, _MOST))
