@@ -44,3 +44,8 @@ def wait_until_settled(path: Path) -> None:
     with contextlib.suppress(OSError):
         while not file_state(path).is_settled and time.monotonic() < end:
             time.sleep(_SETTLED_AFTER / 5)
+
+
+def fingerprint(path: Path) -> str:
+    """A text that changes when a file does. Raises OSError if there is no file."""
+    return "/".join(map(str, file_state(path)))
