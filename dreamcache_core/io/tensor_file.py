@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -94,21 +94,29 @@ class TensorFile:
         if end != self._state.size:
             raise MalformedError("the tensors don't end where the file does")
 
-    def read(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """Read these tensors, or all, into memory. They are on the CPU.
+    def read(self) -> dict[str, torch.Tensor]:
+        """Read all tensors into memory, on the CPU.
 
         Raises DreamCacheError if a tensor's type isn't read, or if the file changed meanwhile.
         """
-        tensors = {name: self._read(name) for name in (self.tensors if names is None else names)}
+        tensors = {name: self._read(name) for name in self.tensors}
         if file_state(self._file.fileno()) != self._state:
             raise DreamCacheError(f"{self._path.name} changed while it was read: start again when it is complete.")
         return tensors
 
-    def _read(self, name: str) -> torch.Tensor:
-        shape, dtype, start, end = self.tensors[name]
+    def shells(self) -> dict[str, torch.Tensor]:
+        """All tensors without values, on the meta device. Raises DreamCacheError if a tensor's type isn't read."""
+        return {name: self._empty(name, "meta") for name in self.tensors}
+
+    def _empty(self, name: str, device: str) -> torch.Tensor:
+        dtype = self.tensors[name].dtype
         if dtype is None:
             raise DreamCacheError(f"{self._path.name} has weights of a type that DreamCache does not read: convert it.")
-        tensor = torch.empty(shape, dtype=dtype)
+        return torch.empty(self.tensors[name].shape, dtype=dtype, device=device)
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = self._empty(name, "cpu")
+        _, _, start, end = self.tensors[name]
         place = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(start)
         while start < end:

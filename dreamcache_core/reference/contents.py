@@ -14,7 +14,7 @@ from ..io.layers import read_layers
 from ..io.tensor_file import Header
 from ..unet import TransformerLayer
 from .cache import CachingInput, ReferenceBatch, ReferenceCache, Source
-from .thumbnails import MAX_THUMBNAILS, read_thumbnails
+from .thumbnails import read_thumbnails
 
 Precision = Literal["float16", "float8"]
 Tensors = Mapping[str, torch.Tensor]
@@ -27,6 +27,7 @@ _SUBJECT = ".subject"
 _CACHING_INPUT = ".caching_input."
 _CACHED_TENSORS = ("latent", "noise", "context", "pooled")
 
+_MAX_REFERENCES = 1000
 # Limits of what is read: far above what there can be, and low enough to compute with.
 _MAX_SIDE = 65_536
 _MAX_TIMESTEP = 1_000_000
@@ -43,9 +44,9 @@ def pack(
 
     Raises DreamCacheError if there are too many references, or if the features are too large for float16.
     """
-    if len(references) > MAX_THUMBNAILS:
+    if len(references) > _MAX_REFERENCES:
         raise DreamCacheError(
-            f"There are {len(references):,} references, but a file holds at most {MAX_THUMBNAILS:,}: save fewer."
+            f"There are {len(references):,} references, but a file holds at most {_MAX_REFERENCES:,}: save fewer."
         )
     tensors: dict[str, torch.Tensor] = {}
     errors = []
@@ -83,8 +84,10 @@ def unpack(header: Fields, tensors: Tensors) -> ReferenceCache:
     Raises MalformedError if either isn't what `pack` makes, and MissingTensorError if a tensor is missing.
     """
     layers, described = read_layers(header), header.objects("caches")
-    if not described:
-        raise MalformedError("there are no references")
+    sources = [fields.object("source") for fields in described if fields.has("source")]
+    thumbnails = sum(len(source.items("thumbnails")) for source in sources)
+    if not described or max(len(described), thumbnails) > _MAX_REFERENCES:
+        raise MalformedError(f"there are no references, or more than {_MAX_REFERENCES}")
     batches = [
         _read_batch(fields, header.text("base_model"), layers, number, tensors)
         for number, fields in enumerate(described)

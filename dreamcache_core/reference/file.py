@@ -126,12 +126,7 @@ def _read_header_alone(path: Path) -> ReferenceFile:
 
 def _describe(path: Path, file: TensorFile) -> ReferenceFile:
     """The content of a file, with features on the meta device."""
-    shells = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in file.tensors.items()
-        if tensor.dtype
-    }
-    return _interpret(path, file.metadata, shells)
+    return _interpret(path, file.metadata, file.shells())
 
 
 def _interpret(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> ReferenceFile:

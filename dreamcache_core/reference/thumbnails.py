@@ -11,8 +11,6 @@ from ..io.json_fields import Fields, MalformedError
 
 THUMBNAIL_SIZE = 160
 """The longer side of a thumbnail in pixels."""
-MAX_THUMBNAILS = 1000
-"""How many a file may have."""
 # Files of others may have larger ones, but none whose pixels take long or much memory.
 _MAX_SIZE = 512
 
@@ -26,10 +24,7 @@ def make_thumbnail(image: Image.Image) -> bytes:
 
 def read_thumbnails(source: Fields) -> tuple[bytes, ...]:
     """The thumbnails in the header of a file. Raises MalformedError unless each is a JPEG that can be decoded."""
-    texts = source.items("thumbnails")
-    if len(texts) > MAX_THUMBNAILS:
-        raise MalformedError(f"there are more than {MAX_THUMBNAILS} thumbnails")
-    return tuple(_read_thumbnail(text) for text in texts)
+    return tuple(_read_thumbnail(text) for text in source.items("thumbnails"))
 
 
 def _read_thumbnail(text: object) -> bytes:
