@@ -225,4 +225,8 @@ def _store(features: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, 
 
 
 def _restore(stored: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return stored if scale is None else (stored.float() * scale).half()
+    if scale is None:
+        return stored
+    if stored.is_meta:  # Arithmetic on the meta device makes PyTorch import half of itself, which takes seconds.
+        return torch.empty_like(stored, dtype=torch.float16)
+    return (stored.float() * scale).half()
