@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import DreamCacheError
+from ..io.tar_file import read_members
 
 _FILE = re.compile(r"(.+)_(?:(generation|mask|reference)\.(?i:png|jpe?g|webp)|(caption)\.txt)", re.DOTALL)
 _IN_WORDS = {"generation": "picture", "caption": "caption", "mask": "mask", "reference": "reference"}
@@ -126,13 +126,12 @@ def _walk(folder: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, 
 def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
     """The files of triplets in a tar, with the paths that they would have in a folder of its name."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = posixpath.normpath(member.name)
-                if member.isreg() and _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
-                    yield prefix + name, Place(path, member.offset_data, member.size)
-    except (tarfile.TarError, OSError):
-        problems.append(f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped.")
+        for member, offset, size in read_members(Path(path)):
+            name = posixpath.normpath(member)
+            if _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
+                yield prefix + name, Place(path, offset, size)
+    except DreamCacheError as error:
+        problems.append(str(error))
 
 
 def _problem(name: str, files: Mapping[str, Place]) -> str | None:

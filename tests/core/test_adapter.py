@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter
+from dreamcache.dreamcache_core.adapter.file import describe_adapter, load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.fused import fuse
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance, hash_weights
+from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.unet import UNetStructure, select_layers
 from dreamcache.dreamcache_core.version import VERSION
 from safetensors import safe_open
@@ -75,6 +77,36 @@ def test_an_adapter_file_without_provenance_loads(structure, tmp_path: Path) -> 
     loaded = load_adapter(path)
     assert loaded.adapter.provenance == ()
     assert len(loaded.description.splitlines()) == 2
+
+
+def test_an_adapter_in_use_does_not_change_with_its_file(structure, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, Adapter(select_layers(structure.layers), structure.base_model))
+    loaded = load_adapter(path).adapter
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("channels", [math.inf, "320", -1, 0, [], 10**30, True, 7.0, None, "missing", 33])
+def test_an_impossible_layer_gives_the_same_sentence_when_described_and_when_loaded(
+    structure, tmp_path: Path, channels: object
+) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, Adapter(select_layers(structure.layers), structure.base_model))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    header = json.loads(metadata["header"])
+    header["layers"][0]["channels"] = channels
+    if channels == "missing":
+        del header["layers"][0]["channels"]
+    save_file(tensors, path, metadata={**metadata, "header": json.dumps(header)})
+    with pytest.raises(
+        DreamCacheError, match=r"^adapter\.safetensors has a damaged header: download it again\.$"
+    ) as raised:
+        load_adapter(path)
+    assert describe_adapter(path).problem == str(raised.value)
 
 
 def test_a_models_hash_is_the_same_in_half_precision_and_another_after_any_change() -> None:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -260,30 +260,6 @@ def test_a_loss_that_is_no_number_stops_training_and_changes_nothing(tmp_path: P
         next(steps)
     assert torch.equal(weights(trainer), before)
     assert newest_checkpoint(tmp_path) == tmp_path / "step_000000002.checkpoint"
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def rename(path: Path) -> None:
-    """As a user's own copy, which is none of ours."""
-    path.rename(path.with_name("best.checkpoint"))
-
-
-@pytest.mark.parametrize("damage", [cut, rename])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    for step in (1, 2, 3):
-        newest = save_checkpoint(tmp_path, {"step": step, "tensor": torch.full((100,), float(step))})
-    assert len(list(tmp_path.iterdir())) == 2
-    damage(newest)
-    state = load_checkpoint(tmp_path)
-    assert state
-    assert state["step"] == 2
-    before = set(tmp_path.glob("best.*"))
-    save_checkpoint(tmp_path, {"step": 4})
-    assert set(tmp_path.glob("best.*")) == before
-    assert load_checkpoint(tmp_path / "nothing") is None
 
 
 @pytest.fixture
