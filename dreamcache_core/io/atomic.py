@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from uuid import uuid4
+
+from .failures import writing
 
 _PARTIAL_FILE = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
 
@@ -27,6 +30,13 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise DreamCacheError unless files can be written into a folder, or the folder can be made. Leaves no trace."""
+    with writing(folder):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 def remove_partial_files(folder: Path) -> None:

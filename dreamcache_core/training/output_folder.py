@@ -25,6 +25,7 @@ from ..adapter.file import save_adapter
 from ..adapter.network import Adapter
 from ..errors import DreamCacheError
 from ..io.atomic import remove_partial_files, write_atomically
+from ..io.failures import reason
 from . import checkpoints
 
 _NEWEST = 16
@@ -49,8 +50,8 @@ class TrainingFolder:
             yield
         except OSError as error:
             raise DreamCacheError(
-                f"{error.filename or self.path} could not be read or written: {error.strerror or error}; make room or "
-                "put it right, then start the training again to resume it."
+                f"{error.filename or self.path} could not be read or written: {reason(error)}, then start the "
+                "training again to resume it."
             ) from error
 
     # --- Beginning and resuming --------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@
     00000/00000001_mask.png         white on its subject
     00000/00000001_reference.png    optional: another picture of the subject; the mask is optional then
 
-Names are free, and folders may be nested; `save_triplet` numbers triplets and starts a new folder each thousand.
-Pictures may be .png, .jpg, .jpeg or .webp. Hidden files are ignored.
+Names are free, in any case, and folders may be nested; `save_triplet` numbers triplets and starts a new folder each
+thousand. Pictures may be of any of `picture_types`. Hidden files are ignored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import posixpath
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..errors import DreamCacheError
+from ..io.failures import reading, reason, writing
+from ..io.names import TEXT_TYPES, in_words, picture_types, plain
 
-_FILE = re.compile(r"(.+)_(?:(generation|mask|reference)\.(?i:png|jpe?g|webp)|(caption)\.txt)", re.DOTALL)
+_FILE = re.compile(r"(.+)_(generation|mask|reference|caption)(\.[^./]+)", re.DOTALL | re.IGNORECASE)
 _IN_WORDS = {"generation": "picture", "caption": "caption", "mask": "mask", "reference": "reference"}
 
 TRIPLETS_PER_FOLDER = 1000
@@ -60,28 +61,24 @@ class TripletFiles:
 def find_triplets(folder: Path) -> tuple[list[TripletFiles], list[str]]:
     """All triplets of a folder that have all their files, ordered by name; and a sentence for each that lacks one.
 
-    Reads names, sizes and the headers of tars, but no file's content.
+    Reads names, sizes and the headers of tars, but no file's content. Raises DreamCacheError if the folder can't be
+    read.
     """
-    found: dict[str, dict[str, Place]] = {}
     problems: list[str] = []
-    twice: dict[str, str] = {}
-    for path, place in _walk(str(folder), "", problems):
-        name, picture, caption = _FILE.fullmatch(path).groups()  # type: ignore[union-attr]
-        kind = picture or caption
-        if kind in found.setdefault(name, {}):
-            twice[name] = f"{name}: there are two files for its {_IN_WORDS[kind]}."
-        found[name][kind] = place
+    found: dict[str, dict[str, list[_File]]] = {}
+    with reading(folder):
+        for path, place in _walk(str(folder), "", problems):
+            name, kind, suffix = _FILE.fullmatch(path).groups()  # type: ignore[union-attr]
+            file = _File(name, path, suffix.lower() in _types(kind.lower()), place)
+            found.setdefault(plain(name), {}).setdefault(kind.lower(), []).append(file)
     triplets = []
-    for name in sorted(found):
-        problem = twice.get(name) or _problem(name, found[name])
-        if problem:
-            problems.append(problem)
-        else:
-            files = found[name]
-            triplets.append(
-                TripletFiles(name, files["generation"], files["caption"], files.get("mask"), files.get("reference"))
-            )
-    return triplets, problems
+    for files in found.values():
+        triplet = _triplet(files)
+        if isinstance(triplet, TripletFiles):
+            triplets.append(triplet)
+        elif triplet:
+            problems.append(triplet)
+    return sorted(triplets, key=lambda triplet: triplet.name), sorted(problems)
 
 
 def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str) -> Path:
@@ -90,37 +87,56 @@ def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str)
     `pictures`: by `generation`, `mask` and `reference`. Returns the path of the `generation`.
     Raises DreamCacheError if it can't be written.
     """
-    try:
+    with writing(f"A triplet in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             # Everything slow or large is done before a number is taken. The picture is moved last: without it, the
             # other files are no triplet.
-            Path(temporary, "caption.txt").write_bytes(prompt.encode())
+            Path(temporary, "caption.txt").write_bytes(prompt.encode(errors="replace"))
             for kind, picture in pictures.items():
                 picture.save(Path(temporary, f"{kind}.png"), compress_level=4)
             stem = _take_number(folder)
             for file in ("caption.txt", "mask.png", "reference.png", "generation.png"):
                 if Path(temporary, file).exists():
                     Path(temporary, file).replace(f"{stem}_{file}")
-    except OSError as error:
-        raise DreamCacheError(
-            f"Cannot write a triplet to {folder}: {error.strerror}; free some space or choose another folder."
-        ) from error
     return Path(f"{stem}_generation.png")
 
 
-def _walk(folder: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
-    """The files of triplets under a folder, with their paths in it."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a triplet. `name`: of the triplet. `path`: in the folder. `is_read`: whether files of its type are."""
+
+    name: str
+    path: str
+    is_read: bool
+    place: Place
+
+
+def _walk(
+    folder: str, prefix: str, problems: list[str], parents: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Place]]:
+    """The files of triplets under a folder, with their paths in it. Raises OSError if the folder can't be read; what
+    can't be read in it is a problem.
+
+    `parents`: the real paths of the folders that it is in.
+    """
+    parents |= {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", problems)
-            elif entry.name.endswith(".tar"):
-                yield from _members(entry.path, f"{prefix}{entry.name.removesuffix('.tar')}/", problems)
-            elif _FILE.fullmatch(entry.name) and entry.is_file():
-                yield prefix + entry.name, Place(entry.path, 0, entry.stat().st_size)
+            try:
+                if entry.is_dir():
+                    if os.path.realpath(entry.path) in parents:
+                        problems.append(f"{entry.path} is a link to a folder that it is in: it is left out.")
+                    else:
+                        yield from _walk(entry.path, f"{prefix}{entry.name}/", problems, parents)
+                elif entry.name.lower().endswith(".tar"):
+                    yield from _members(entry.path, f"{prefix}{entry.name[: -len('.tar')]}/", problems)
+                elif _FILE.fullmatch(entry.name) and entry.is_file():
+                    yield prefix + entry.name, Place(entry.path, 0, entry.stat().st_size)
+            except OSError as error:
+                problems.append(f"{entry.path} cannot be read: {reason(error)}.")
 
 
 def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
@@ -135,16 +151,36 @@ def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str,
         problems.append(f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped.")
 
 
-def _problem(name: str, files: Mapping[str, Place]) -> str | None:
-    """What is wrong with a triplet, as far as names and sizes show."""
-    needed = ["generation", "caption", *([] if "reference" in files else ["mask"])]
-    for kind in needed:
-        if kind not in files:
-            return f"{name}: its {_IN_WORDS[kind]} is missing."
-    for kind, place in files.items():
-        if not place.size:
+def _triplet(found: Mapping[str, Sequence[_File]]) -> TripletFiles | str | None:
+    """A triplet, or what is wrong with it as far as names and sizes show. `found`: its files by their kind.
+
+    None for files that only happen to have such a name.
+    """
+    read = {kind: [file for file in files if file.is_read] for kind, files in found.items()}
+    read = {kind: files for kind, files in read.items() if files}
+    if not read:
+        return None
+    name = next(iter(found.get("generation") or next(iter(found.values())))).name
+    for kind in ["generation", "caption", *([] if "reference" in read else ["mask"])]:
+        if kind not in read:
+            return f"{name}: its {_IN_WORDS[kind]} is missing{_seen_instead(kind, found.get(kind, ()))}."
+    for kind, files in read.items():
+        if len(files) > 1:
+            paths = sorted(file.path for file in files)
+            return f"{name}: there are several files for its {_IN_WORDS[kind]}: {' and '.join(paths)}."
+        if not files[0].place.size:
             return f"{name}: its {_IN_WORDS[kind]} is empty."
-    return None
+    places = {kind: files[0].place for kind, files in read.items()}
+    return TripletFiles(name, places["generation"], places["caption"], places.get("mask"), places.get("reference"))
+
+
+def _seen_instead(kind: str, files: Sequence[_File]) -> str:
+    """A file of this kind whose type isn't read, to end a sentence."""
+    return f"; {files[0].path} must be {in_words(_types(kind))}" if files else ""
+
+
+def _types(kind: str) -> tuple[str, ...]:
+    return TEXT_TYPES if kind == "caption" else picture_types()
 
 
 def _take_number(folder: Path) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import comfy.sd
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.provenance import hash_weights
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.finite import VAE_ADVICE, check_finite
 from ...dreamcache_core.reference.cache import Source
 from ...dreamcache_core.unet import UNetStructure, read_structure
 
@@ -50,3 +52,21 @@ def check_vae(vae: comfy.sd.VAE | None, model: ModelPatcher) -> None:
             f"The VAE makes latents of {vae.latent_channels} channels, but the model needs {channels}: connect the "
             "VAE of the model's own checkpoint."
         )
+
+
+def encode_images(vae: comfy.sd.VAE, images: torch.Tensor) -> torch.Tensor:
+    """The latents of images (batch, height, width, 3), 0…1. Raises DreamCacheError if the VAE makes NaN of them."""
+    latents = vae.encode(images)
+    check_finite(latents, "What the VAE makes of the image", VAE_ADVICE)
+    return latents
+
+
+def decode_latents(vae: comfy.sd.VAE, latents: torch.Tensor) -> torch.Tensor:
+    """The images of latents, (batch, height, width, 3), 0…1, float32, on the CPU.
+
+    Raises DreamCacheError if the latents contain NaN, or if the VAE makes NaN of them.
+    """
+    check_finite(latents, "What the model has sampled", "start ComfyUI with --force-fp32, or check model and LoRAs")
+    images = vae.decode(latents).float().cpu()
+    check_finite(images, "What the VAE makes of the latent", VAE_ADVICE)
+    return images

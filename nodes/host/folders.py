@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 import folder_paths
 
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.names import typed_path
 
 ADAPTERS = "dreamcache"
 REFERENCES = "dreamcache_references"
 """The names by which ComfyUI knows the folders of adapters and of saved references."""
+
+NO_FOLDER = "The folder's name is empty: enter that of the folder with the triplets."
 
 
 def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
@@ -55,6 +58,17 @@ def output_folder() -> Path:
 def trainings_folder() -> Path:
     """The parent folder of all trainings, in ComfyUI's output folder."""
     return output_folder() / "dreamcache_training"
+
+
+def triplets_folder(typed: str) -> Path:
+    """A folder of triplets as a person types it: one in ComfyUI's output folder, or the full path of another.
+
+    Raises DreamCacheError if nothing is typed, which would be the output folder itself.
+    """
+    path = typed_path(typed)
+    if path == Path():
+        raise DreamCacheError(NO_FOLDER)
+    return output_folder() / path
 
 
 def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) -> Path:

@@ -10,9 +10,9 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.network import untrained_adapter
-from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.generation import GenerationSettings
 from ...dreamcache_core.io.disk_cache import DiskCache
+from ...dreamcache_core.io.text import read_text, split_lines
 from ...dreamcache_core.training.batches import make_batches
 from ...dreamcache_core.training.estimate import describe, measure
 from ...dreamcache_core.training.log import ConsoleLog, TensorBoardLog
@@ -105,10 +105,6 @@ def _sample_sheet(
     options: argparse.Namespace, triplets: Triplets, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE
 ) -> SampleSheet:
     """The samples of `--sample-prompts`, or of some triplets' own prompts."""
-    prompts: list[str] = []
-    if options.sample_prompts:
-        if not options.sample_prompts.is_file():
-            raise DreamCacheError(f"{options.sample_prompts} is not there: give a text file with a prompt a line.")
-        prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines()
+    prompts = split_lines(read_text(options.sample_prompts)) if options.sample_prompts else []
     settings = GenerationSettings(steps=options.sample_steps, resolution=options.resolution)
     return SampleSheet(model, clip, vae, *choose_samples(triplets, prompts, options.resolution), settings)

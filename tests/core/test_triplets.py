@@ -143,7 +143,11 @@ def add_another(path: Path) -> None:
         ("generation.png", empty, "its picture is empty"),
         ("caption.txt", empty, "its caption is empty"),
         ("mask.png", empty, "its mask is empty"),
-        ("generation.png", add_another, "there are two files for its picture"),
+        (
+            "generation.png",
+            add_another,
+            "there are several files for its picture: 00000/00000003_generation.jpg and 00000/00000003_generation.png",
+        ),
     ],
 )
 def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
@@ -163,7 +167,7 @@ def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
         ("generation.png", cut, "its picture cannot be read: it is damaged or not an image"),
         ("mask.png", cut, "its mask cannot be read: it is damaged or not an image"),
         ("mask.png", blacken, "its mask is black in the square at its centre"),
-        ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text"),
+        ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text: save it in UTF-8"),
         ("caption.txt", write_spaces, "its caption is empty"),
     ],
 )
