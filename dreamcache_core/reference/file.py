@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,9 @@ Precision = Literal["float16", "float8"]
 _SCALE = ".scale"
 # Name suffix of a batch's subject, beside its features `0.middle_block.1`.
 _SUBJECT = ".subject"
-# Name suffix of the tensors of a batch's CachingInput, before their own names.
+# Name suffix of the tensors of a batch's caching inputs, before the number of all but the first, and their own names.
 _CACHING_INPUT = ".caching_input."
+_CACHED_TENSORS = ("latent", "noise", "context", "pooled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +88,10 @@ def save_references(
     for number, batch in enumerate(references.batches):
         if batch.subject is not None:
             tensors[f"{number}{_SUBJECT}"] = batch.subject.clone()  # several batches may share it
-        if batch.caching_input:
-            given = {name: tensor for name, tensor in vars(batch.caching_input).items() if tensor is not None}
-            tensors |= {f"{number}{_CACHING_INPUT}{name}": tensor.clone() for name, tensor in given.items()}
+        for place, given in enumerate(batch.caching_inputs):
+            prefix = _caching_input_prefix(number, place)
+            given_tensors = {name: getattr(given, name) for name in _CACHED_TENSORS}
+            tensors |= {prefix + name: tensor.clone() for name, tensor in given_tensors.items() if tensor is not None}
         for layer in layers:
             features, name = batch.features[layer.name].float(), f"{number}.{layer.name}"
             stored, scale = _store(features, precision)
@@ -192,6 +194,7 @@ def _describe(batch: ReferenceBatch) -> Header:
         "timestep": batch.timestep,
         "prompt": batch.prompt,
         "strength": batch.strength,
+        "average_weights": [given.weight for given in batch.caching_inputs],
         "source": source
         and {
             "base_hash": source.base_hash,
@@ -231,15 +234,23 @@ def _build_batch(
         source=_build_source(source) if source else None,
         strength=described.get("strength", 1.0),
         subject=tensors.get(f"{number}{_SUBJECT}"),
-        caching_input=_build_caching_input(number, tensors),
+        caching_inputs=tuple(_build_caching_inputs(number, described.get("average_weights", [1.0]), tensors)),
     )
 
 
-def _build_caching_input(number: int, tensors: Mapping[str, torch.Tensor]) -> CachingInput | None:
-    """None in a file of an earlier version of this project, and of an average of references."""
-    prefix = f"{number}{_CACHING_INPUT}"
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return CachingInput(**found) if found else None
+def _build_caching_inputs(
+    number: int, weights: Sequence[float], tensors: Mapping[str, torch.Tensor]
+) -> Iterator[CachingInput]:
+    """None in a file of an earlier version of this project."""
+    for place, weight in enumerate(weights):
+        prefix = _caching_input_prefix(number, place)
+        latent, noise, context, pooled = (tensors.get(prefix + name) for name in _CACHED_TENSORS)
+        if latent is not None and noise is not None and context is not None:
+            yield CachingInput(latent, noise, context, pooled, weight)
+
+
+def _caching_input_prefix(number: int, place: int) -> str:
+    return f"{number}{_CACHING_INPUT}{f'{place}.' if place else ''}"
 
 
 def _build_source(described: Header) -> Source:

@@ -21,9 +21,10 @@ from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
+from harness.workflow_prompt import OWN_ATTENTION
 from PIL import Image
 from safetensors.torch import save_file
-from support.graph import OWN_ATTENTION, adapter_file
+from support.graph import adapter_file
 
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
 
