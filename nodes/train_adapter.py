@@ -25,12 +25,12 @@ from ..dreamcache_core.io.names import typed_path
 from ..dreamcache_core.io.text import split_lines
 from ..dreamcache_core.training.batches import make_batches
 from ..dreamcache_core.training.output_folder import TrainingFolder
-from ..dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession, describe_weights
+from ..dreamcache_core.training.session import NO_LORAS, UNTRAINED, Origin, TrainingSession, describe_weights
 from ..dreamcache_core.training.settings import PRECISIONS, TrainingSettings
 from ..dreamcache_core.training.trainer import Trainer
 from ..dreamcache_core.training.triplets import open_triplets
 from ..dreamcache_core.unet import PIXELS_PER_LATENT
-from .host.base_model import structure_of
+from .host.base_model import loras_of, structure_of
 from .host.folders import NO_FOLDER, is_inside, trainings_folder, triplets_folder
 from .host.frozen_base import ComfyUIBase
 from .host.generation import SampleSheet, choose_samples
@@ -214,6 +214,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         triplets = open_triplets(triplets_folder(folder))
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
         training = TrainingFolder(trainings_folder() / name)
+        training.check_writable()
         # ComfyUI runs nodes in inference mode, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             trained = _first_weights(model, adapter, seed)
@@ -225,6 +226,7 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 batch=batch,
                 resolution=resolution,
                 seed=seed,
+                loras=loras_of(model) or NO_LORAS,
             )
             samples = SampleSheet(
                 model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -61,3 +62,11 @@ def typed_path(text: str) -> Path:
     if path.lower().startswith("file:"):
         path = url2pathname(urlsplit(path).path)
     return Path(path).expanduser()
+
+
+def path_option(text: str) -> Path:
+    """The path in an option of a command. Raises ArgumentTypeError if it is empty, as an unset variable is."""
+    path = typed_path(text)
+    if path == Path() and "." not in text:
+        raise ArgumentTypeError("the path is empty")
+    return path

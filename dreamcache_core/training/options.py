@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from ..errors import DreamCacheError
 from ..generation import GenerationSettings
+from ..io.names import path_option
+from ..io.text import read_json_object
 from .settings import PRECISIONS, TrainingSettings
 
 _SETTINGS = dataclasses.fields(TrainingSettings)
@@ -23,12 +27,15 @@ def read_options() -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args()
     if options.config:
-        config = json.loads(options.config.read_text(encoding="utf-8"))
+        try:
+            config = read_json_object(options.config, "write an object of options in JSON")
+        except DreamCacheError as error:
+            parser.error(str(error))
         unknown = config.keys() - vars(options).keys()
         if unknown:
             parser.error(f"{options.config} has settings that don't exist: {', '.join(sorted(unknown))}")
-        parser.set_defaults(**config)
-        options = parser.parse_args()
+        # As arguments, so that they are checked like those of the command line, which come later and win.
+        options = parser.parse_args([*_as_arguments(config), *sys.argv[1:]])
     options.cpu = options.cpu or not torch.cuda.is_available()
     return options
 
@@ -37,31 +44,42 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
     return TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
 
 
+def _as_arguments(config: Mapping[str, Any]) -> list[str]:
+    """The arguments that set these options. False and null leave an option as it is."""
+    return [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in config.items()
+        if value is not None and value is not False
+    ]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dreamcache_core.train",
         description="Train an adapter from the command line, on a checkpoint that ComfyUI loads.",
     )
     required = parser.add_argument_group("what to train on")
-    required.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's folder")
-    required.add_argument("--checkpoint", type=Path, required=True, help="file of the base model")
-    required.add_argument("--data", type=Path, required=True, help="folder of triplets")
-    required.add_argument("--output", type=Path, required=True, help="folder for checkpoints and the adapter")
-    parser.add_argument("--config", type=Path, help="JSON file of options, which the command line overrides")
+    required.add_argument("--comfyui", type=path_option, required=True, help="ComfyUI's folder")
+    required.add_argument("--checkpoint", type=path_option, required=True, help="file of the base model")
+    required.add_argument("--data", type=path_option, required=True, help="folder of triplets")
+    required.add_argument("--output", type=path_option, required=True, help="folder for checkpoints and the adapter")
+    parser.add_argument("--config", type=path_option, help="JSON file of options, which the command line overrides")
     parser.add_argument("--dry-run", action="store_true", help="measure some steps, say what training takes, and stop")
     parser.add_argument("--resolution", type=int, default=512, help="side of the pictures (default: %(default)s)")
     parser.add_argument("--parts", type=int, default=1, help="micro-batches to cut each batch into, to save memory")
     parser.add_argument("--checkpointing", action="store_true", help="save more memory, at the cost of time")
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: %(default)s)")
-    parser.add_argument("--cache-latents", type=Path, help="folder that keeps latents and prompts for later epochs")
+    parser.add_argument(
+        "--cache-latents", type=path_option, help="folder that keeps latents and prompts for later epochs"
+    )
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     shown = parser.add_argument_group("how to watch it")
     shown.add_argument("--tensorboard", action="store_true", help="write events to the output folder's logs")
     shown.add_argument("--sample-every", type=int, default=0, help="steps between sheets of samples (default: none)")
     shown.add_argument(
-        "--sample-prompts", type=Path, help="text file of prompts, one a line (default: those of some triplets)"
+        "--sample-prompts", type=path_option, help="text file of prompts, one a line (default: those of some triplets)"
     )
     shown.add_argument(
         "--sample-steps", type=int, default=GenerationSettings().steps, help="of the sampler (default: %(default)s)"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -25,6 +29,32 @@ def weights_of(model: ModelPatcher) -> Source:
         base_hash=hash_weights({name: versions[0][0] for name, versions in weights.items()}),
         patched=any(len(versions) > 1 for versions in weights.values()),
     )
+
+
+def loras_of(model: ModelPatcher) -> str | None:
+    """What tells the LoRAs and other patches on a MODEL's U-Net from others, None if there are none.
+
+    12 hexadecimal digits, the same in every process: they depend on the patches' weights and strengths.
+    """
+    digest = hashlib.sha256()
+    patches = {name: on for name, on in model.patches.items() if name.startswith("diffusion_model.")}
+    for name in sorted(patches):
+        for piece in (name, *_pieces(patches[name])):
+            digest.update(piece.encode())
+    return digest.hexdigest()[:12] if patches else None
+
+
+def _pieces(patch: Any) -> Iterator[str]:
+    """The weights and the numbers in a patch, which is nested differently for each kind of LoRA."""
+    if isinstance(patch, torch.Tensor):
+        yield hash_weights({"": patch})
+    elif isinstance(patch, list | tuple):
+        for part in patch:
+            yield from _pieces(part)
+    elif hasattr(patch, "weights"):
+        yield from _pieces(patch.weights)
+    elif isinstance(patch, str | int | float):
+        yield repr(patch)
 
 
 def check_clip(clip: comfy.sd.CLIP | None) -> None:

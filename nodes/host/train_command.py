@@ -41,8 +41,12 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _train(options: argparse.Namespace, processes: Processes) -> None:
-    settings, say = settings_of(options), processes.say
+    settings, say, folder = settings_of(options), processes.say, TrainingFolder(options.output)
     triplets = open_triplets(options.data)
+    prompts = split_lines(read_text(options.sample_prompts)) if options.sample_prompts else []
+    if not options.dry_run:
+        folder.check_writable()
+    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     say(triplets.description)
     say(f"Loading {options.checkpoint} …")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
@@ -50,7 +54,6 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
     say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
-    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
     )
@@ -69,7 +72,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     if options.dry_run:
         say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
         return
-    folder = TrainingFolder(options.output)
+    samples = _sample_sheet(options, triplets, prompts, model, clip, vae) if options.sample_every else None
     session = TrainingSession(
         trainer,
         folder,
@@ -84,7 +87,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         triplets=len(triplets),
         checkpoint_every=options.every,
         sample_every=options.sample_every,
-        generate_samples=_sample_sheet(options, triplets, model, clip, vae).generate if options.sample_every else None,
+        generate_samples=samples.generate if samples else None,
         write_adapter=True,
         processes=processes,
     )
@@ -102,9 +105,13 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _sample_sheet(
-    options: argparse.Namespace, triplets: Triplets, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE
+    options: argparse.Namespace,
+    triplets: Triplets,
+    prompts: list[str],
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
 ) -> SampleSheet:
     """The samples of `--sample-prompts`, or of some triplets' own prompts."""
-    prompts = split_lines(read_text(options.sample_prompts)) if options.sample_prompts else []
     settings = GenerationSettings(steps=options.sample_steps, resolution=options.resolution)
     return SampleSheet(model, clip, vae, *choose_samples(triplets, prompts, options.resolution), settings)

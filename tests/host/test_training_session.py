@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dreamcache.dreamcache_core.training.loss import Batch
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.trainer import Progress, Trainer
 from PIL import Image
+from support.disks import disk
 from support.trainings import (
     ORIGIN,
     SETTINGS,
@@ -306,10 +306,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB."""
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]).returncode:
-        pytest.skip("only root can mount a disk")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
+    with disk(tmp_path) as mounted:
+        yield mounted
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Path) -> None:
