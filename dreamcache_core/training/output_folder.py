@@ -26,6 +26,7 @@ from ..adapter.network import Adapter
 from ..errors import DreamCacheError
 from ..io.atomic import check_writable, remove_partial_files, write_atomically
 from ..io.failures import reason
+from ..io.text import read_json_object
 from . import checkpoints
 
 _NEWEST = 16
@@ -96,15 +97,7 @@ class TrainingFolder:
     def _read_begun_with(self) -> dict[str, Any]:
         if not self._begun_with.is_file():
             return {}  # A training of the command, from before it wrote this file.
-        try:
-            before = json.loads(self._begun_with.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise DreamCacheError(
-                f"{self._begun_with} is damaged: delete it to resume with the settings that are set now."
-            ) from error
-        return before
+        return read_json_object(self._begun_with, "delete it to resume with the settings that are set now")
 
     # --- State -------------------------------------------------------------------------------------------------------
 
