@@ -73,9 +73,11 @@ def load_masked_image(path: Path) -> MaskedImage:
 
 def _find_mask(image: Path) -> Path | None:
     """The mask beside an image. Raises DreamCacheError if there are several, or if its type isn't read."""
-    name = plain(f"{image.stem}{_MASK}")
+    name = f"{image.stem}{_MASK}"
     with reading(image.parent):
-        masks = [path for path in image.parent.iterdir() if _is_mask(path) and plain(path.stem) == name]
+        masks = [path for path in image.parent.iterdir() if _is_mask(path) and plain(path.stem) == plain(name)]
+    # Two images whose names differ only in case each have their own.
+    masks = [path for path in masks if path.stem == name] or masks
     if len(masks) > 1:
         raise DreamCacheError(
             f"{image} has several masks, {' and '.join(sorted(path.name for path in masks))}: remove all but one."

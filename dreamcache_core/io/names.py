@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -56,17 +57,21 @@ def typed_path(text: str) -> Path:
 
     The empty path, which equals `Path()`, if nothing else is left.
     """
-    path = text.strip()
-    if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
-        path = path[1:-1].strip()
-    if path.lower().startswith("file:"):
-        path = url2pathname(urlsplit(path).path)
-    return Path(path).expanduser()
+    path = Path(_unwrap(text))
+    with suppress(RuntimeError):  # It names no user's home, but is a folder such as `~old`.
+        path = path.expanduser()
+    return path
 
 
 def path_option(text: str) -> Path:
     """The path in an option of a command. Raises ArgumentTypeError if it is empty, as an unset variable is."""
-    path = typed_path(text)
-    if path == Path() and "." not in text:
+    if not _unwrap(text):
         raise ArgumentTypeError("the path is empty")
-    return path
+    return typed_path(text)
+
+
+def _unwrap(text: str) -> str:
+    path = text.strip()
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "\"'":
+        path = path[1:-1].strip()
+    return url2pathname(urlsplit(path).path) if path.lower().startswith("file:") else path

@@ -65,14 +65,14 @@ def find_triplets(folder: Path) -> tuple[list[TripletFiles], list[str]]:
     read.
     """
     problems: list[str] = []
-    found: dict[str, dict[str, list[_File]]] = {}
+    found: dict[str, Files] = {}
     with reading(folder):
         for path, place in _walk(str(folder), "", problems):
             name, kind, suffix = _FILE.fullmatch(path).groups()  # type: ignore[union-attr]
             file = _File(name, path, suffix.lower() in _types(kind.lower()), place)
-            found.setdefault(plain(name), {}).setdefault(kind.lower(), []).append(file)
+            found.setdefault(name, {}).setdefault(kind.lower(), []).append(file)
     triplets = []
-    for files in found.values():
+    for files in _merge(found):
         triplet = _triplet(files)
         if isinstance(triplet, TripletFiles):
             triplets.append(triplet)
@@ -110,6 +110,33 @@ class _File:
     path: str
     is_read: bool
     place: Place
+
+
+Files = dict[str, list[_File]]
+"""The files of a triplet by their kind."""
+
+
+def _merge(found: Mapping[str, Files]) -> Iterator[Files]:
+    """The files of each triplet. Where some are missing, names that differ only in case or Unicode form are one.
+
+    `found`: by the triplets' exact names.
+    """
+    incomplete: dict[str, Files] = {}
+    for name, files in found.items():
+        if _missing(files) is None:
+            yield files
+            continue
+        merged = incomplete.setdefault(plain(name), {})
+        for kind, of_kind in files.items():
+            merged.setdefault(kind, []).extend(of_kind)
+    yield from incomplete.values()
+
+
+def _missing(files: Files) -> str | None:
+    """The kind of a file that a triplet lacks."""
+    kinds = {kind for kind, of_kind in files.items() if any(file.is_read for file in of_kind)}
+    needed = ("generation", "caption", *(() if "reference" in kinds else ("mask",)))
+    return next((kind for kind in needed if kind not in kinds), None)
 
 
 def _walk(
@@ -151,8 +178,8 @@ def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str,
         problems.append(f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped.")
 
 
-def _triplet(found: Mapping[str, Sequence[_File]]) -> TripletFiles | str | None:
-    """A triplet, or what is wrong with it as far as names and sizes show. `found`: its files by their kind.
+def _triplet(found: Files) -> TripletFiles | str | None:
+    """A triplet, or what is wrong with it as far as names and sizes show.
 
     None for files that only happen to have such a name.
     """
@@ -161,9 +188,9 @@ def _triplet(found: Mapping[str, Sequence[_File]]) -> TripletFiles | str | None:
     if not read:
         return None
     name = next(iter(found.get("generation") or next(iter(found.values())))).name
-    for kind in ["generation", "caption", *([] if "reference" in read else ["mask"])]:
-        if kind not in read:
-            return f"{name}: its {_IN_WORDS[kind]} is missing{_seen_instead(kind, found.get(kind, ()))}."
+    missing = _missing(found)
+    if missing:
+        return f"{name}: its {_IN_WORDS[missing]} is missing{_seen_instead(missing, found.get(missing, ()))}."
     for kind, files in read.items():
         if len(files) > 1:
             paths = sorted(file.path for file in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -47,8 +48,9 @@ def is_inside(folder: Path, name: str) -> bool:
     """Whether `name` is a relative path of something inside `folder`, at any depth."""
     if not name.strip() or "\0" in name or Path(name).is_absolute():
         return False
-    path = (folder / name).resolve()
-    return path != folder.resolve() and path.is_relative_to(folder.resolve())
+    # Not Path.resolve, which raises an error for links that lead in a circle.
+    path, parent = (Path(os.path.realpath(one)) for one in (folder / name, folder))
+    return path != parent and path.is_relative_to(parent)
 
 
 def output_folder() -> Path:

@@ -68,12 +68,18 @@ def test_a_file_of_a_type_that_is_not_read_is_named_with_those_that_are(tmp_path
     )
 
 
-def test_names_that_are_equal_but_for_their_case_are_named(tmp_path: Path) -> None:
-    for name in ("a_generation.png", "A_generation.png", "a_caption.txt", "a_mask.png"):
+def test_samples_whose_names_differ_only_in_case_stay_two(tmp_path: Path) -> None:
+    for name in ("aB", "Ab"):
+        for part in ("generation.png", "caption.txt", "mask.png"):
+            write(tmp_path / f"{name}_{part}")
+    (tmp_path / "Ab_caption.txt").write_text("a dog")
+    triplets = open_triplets(tmp_path).check()
+    assert triplets.names == ("Ab", "aB")
+    assert [triplets.plain(index, 64).prompt for index in range(2)] == ["a dog", "a cup"]
+    for name in ("x_generation.png", "X_generation.png", "x_caption.txt"):
         write(tmp_path / name)
-    assert "there are several files for its picture: A_generation.png and a_generation.png" in refusal(
-        lambda: open_triplets(tmp_path)
-    )
+    (problem,) = open_triplets(tmp_path).problems
+    assert problem == "x: its mask is missing." or problem == "X: its mask is missing."
 
 
 def test_evaluation_finds_its_files_in_any_case_and_takes_no_mask_for_a_reference(tmp_path: Path) -> None:
@@ -92,10 +98,13 @@ def test_evaluation_finds_its_files_in_any_case_and_takes_no_mask_for_a_referenc
         False,
         True,
     ]
-    write(folder / "b_mask.png")
-    assert "b.BMP has several masks, b_MASK.gif and b_mask.png: remove all but one." in refusal(
+    write(folder / "b_MASK.png")
+    assert "b.BMP has several masks, b_MASK.gif and b_MASK.png: remove all but one." in refusal(
         lambda: load_masked_image(folder / "b.BMP")
     )
+    for name in ("B.bmp", "B_mask.png"):
+        write(folder / name)
+    assert load_masked_image(folder / "B.bmp").mask is not None
     write(folder / "c_mask.heic")
     assert "c_mask.heic is of a type that is not read: save it as .png, .jpg" in refusal(
         lambda: load_masked_image(folder / "c.png")
@@ -111,6 +120,7 @@ def test_evaluation_finds_its_files_in_any_case_and_takes_no_mask_for_a_referenc
         ("file:///data/my%20cups", "/data/my cups"),
         ("FILE://localhost/data/L%C3%B6we%23", "/data/Löwe#"),
         ("James'", "James'"),
+        ("~nobody_of_this_name", "~nobody_of_this_name"),
         ("~", str(Path.home())),
         ("", "."),
         ('" "', "."),
