@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.io.file_state import fingerprint
 from ..dreamcache_core.io.names import TEXT_TYPES
 from ..dreamcache_core.io.text import read_text
 from ..dreamcache_core.training.prompts import choose_line, combine_words
@@ -141,8 +142,8 @@ class DreamCachePromptSource(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, source: str | None, **_: object) -> float:
-        return _path(source).stat().st_mtime if source in _text_files() else 0
+    def fingerprint_inputs(cls, source: str | None, **_: object) -> str:
+        return fingerprint(_path(source)) if source in _text_files() else ""
 
     @classmethod
     @override

@@ -22,11 +22,13 @@ from ..errors import DreamCacheError
 from ..io.atomic import check_writable, write_atomically
 from ..io.failures import writing
 from ..io.images import to_image
+from ..io.json_fields import Fields, MalformedError, parse_json
 from ..io.text import read_json_object, read_text
 from .subjects import Subject
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
+_LARGEST_SEED = 2**64
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def read_manifest(folder: Path) -> list[GeneratedImage]:
         try:
             if line.strip():
                 images.append(_read_line(line))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except MalformedError as error:
             raise DreamCacheError(
                 f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct or '
                 "remove it."
@@ -125,9 +127,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_line(line: str) -> GeneratedImage:
-    """Raises KeyError, TypeError or ValueError for a line of another form."""
-    entry = json.loads(line)
-    file, subject, prompt, seed = entry["file"], entry["subject"], entry["prompt"], entry.get("seed")
-    if not all(isinstance(text, str) for text in (file, subject, prompt)) or not isinstance(seed, int | None):
-        raise TypeError("not of the types of GeneratedImage")
-    return GeneratedImage(file, subject, prompt, seed)
+    """The image in a line of the manifest. Raises MalformedError if it is of another form."""
+    fields = Fields(parse_json(line))
+    seed = fields.whole("seed", -_LARGEST_SEED, _LARGEST_SEED) if fields.has("seed") else None
+    return GeneratedImage(fields.text("file"), fields.text("subject"), fields.text("prompt"), seed)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 from .failures import writing
 
-_PARTIAL_FILE = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
+_PARTIAL_FILE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
@@ -28,6 +30,8 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
+        if durable:
+            _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -39,8 +43,22 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=existing).close()
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that were killed had written so far. No other process may be writing into the folder."""
+def remove_partial_files(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove what processes that were killed had written so far. No other process may be writing into the folder.
+
+    `is_ours`: whether the name of a complete file is one that is written there; partial files of others are kept.
+    """
     for path in folder.glob(".*"):
-        if _PARTIAL_FILE.fullmatch(path.name):
+        partial = _PARTIAL_FILE.fullmatch(path.name)
+        if partial and is_ours(partial[1]) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names of a folder's files to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

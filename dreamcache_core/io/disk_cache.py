@@ -46,7 +46,7 @@ class DiskCache:
 
     def _read(self, key: str) -> torch.Tensor | None:
         try:
-            return read_tensors(self._path(key))[1]["encoding"]
+            return read_tensors(self._path(key))[1].get("encoding")
         except DreamCacheError:
             return None
 

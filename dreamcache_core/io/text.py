@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..errors import DreamCacheError
 from .failures import reading
+from .json_fields import MalformedError, parse_json
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Not all that `str.splitlines` splits at: prompts pasted from the web contain U+2028, and JSON may too.
@@ -46,9 +46,9 @@ def read_json_object(path: Path, advice: str) -> dict[str, Any]:
     with reading(path):
         content = path.read_bytes()
     try:
-        value = json.loads(content)
+        value = parse_json(content.removeprefix(codecs.BOM_UTF8))
         if not isinstance(value, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
+            raise MalformedError("not an object")
+    except MalformedError as error:
         raise DreamCacheError(f"{path} is damaged: {advice}.") from error
     return value

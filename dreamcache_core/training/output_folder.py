@@ -10,12 +10,13 @@ logs/                       TensorBoard events; written by the command only
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from ..adapter.network import Adapter
 from ..errors import DreamCacheError
 from ..io.atomic import check_writable, remove_partial_files, write_atomically
 from ..io.failures import reason
-from ..io.text import read_json_object
+from ..io.json_fields import MalformedError, parse_json
 from . import checkpoints
 
 _NEWEST = 16
-_SHEET = re.compile(r"step_(\d{9,})\.png")
+_SHEET = re.compile(r"step_([0-9]{9}|[1-9][0-9]{9,17})\.png")
+_LOG = logging.getLogger(__name__)
 
 
 class TrainingFolder:
@@ -44,7 +46,7 @@ class TrainingFolder:
         self._losses = path / "losses.txt"
         self._samples = path / "samples"
 
-    @contextmanager
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Raise DreamCacheError where the folder can't be written to, or other files can't be read."""
         try:
@@ -79,12 +81,14 @@ class TrainingFolder:
                     f"is {value}: set it back to resume, or choose a new name to start over."
                 )
         if write and not settings.keys() <= before.keys():
-            write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode())
+            write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode(), durable=True)
 
     def clean(self) -> None:
         """Remove the partial files of a process that was killed. No other process may train in this folder."""
-        checkpoints.remove_partial_checkpoints(self.path)
-        remove_partial_files(self._samples)
+        files = {self._begun_with.name, self._losses.name, self.adapter_path.name}
+        remove_partial_files(self.path, lambda name: name in files or checkpoints.is_checkpoint(name))
+        remove_partial_files(self._samples, lambda name: bool(_SHEET.fullmatch(name)))
+        checkpoints.remove_old_partial_files(self.path)
 
     def check_room(self, state: Mapping[str, Any]) -> None:
         """Raise DreamCacheError unless the disk has the room that checkpoints need."""
@@ -97,7 +101,16 @@ class TrainingFolder:
     def _read_begun_with(self) -> dict[str, Any]:
         if not self._begun_with.is_file():
             return {}  # A training of the command, from before it wrote this file.
-        return read_json_object(self._begun_with, "delete it to resume with the settings that are set now")
+        with contextlib.suppress(MalformedError):
+            before = parse_json(self._begun_with.read_bytes())
+            if isinstance(before, dict):
+                return before
+        _LOG.warning(
+            "%s is damaged, so it can't be checked that this training resumes with the settings it was begun with: "
+            "make sure that it does. The file is written again.",
+            self._begun_with,
+        )
+        return {}
 
     # --- State -------------------------------------------------------------------------------------------------------
 
@@ -111,11 +124,11 @@ class TrainingFolder:
 
     def losses(self) -> list[float]:
         """The loss of each step so far."""
-        return [float(line) for line in self._read_losses()]
+        return [_number(line) for line in self._read_losses()]
 
     def resume_losses(self, steps: int) -> list[float]:
         """The losses of the first `steps` steps, NaN where they aren't known. Losses of later steps are dropped."""
-        lines = self._read_losses()[:steps]
+        lines = [str(math.nan) if math.isnan(_number(line)) else line for line in self._read_losses()[:steps]]
         lines += [str(math.nan)] * (steps - len(lines))
         write_atomically(self._losses, "".join(f"{line}\n" for line in lines).encode())
         return [float(line) for line in lines]
@@ -125,9 +138,9 @@ class TrainingFolder:
             file.write(f"{loss:.6g}\n")
 
     def _read_losses(self) -> list[str]:
-        text = self._losses.read_text(encoding="utf-8") if self._losses.is_file() else ""
-        # Without a last line that is being written right now.
-        return text[: text.rfind("\n") + 1].splitlines()
+        text = self._losses.read_text(encoding="utf-8", errors="replace") if self._losses.is_file() else ""
+        # Without the last part: a line that is being written right now, or nothing.
+        return text.split("\n")[:-1]
 
     # --- Samples -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +154,7 @@ class TrainingFolder:
     def sheets(self, steps: int) -> list[Image.Image]:
         """The newest contact sheets of the first `steps` steps, the newest last, without those of another size."""
         paths = [self.sheet_path(step) for step in self.sheet_steps() if step <= steps]
-        sheets = [Image.open(path).convert("RGB") for path in paths[-_NEWEST:]]
+        sheets = [sheet for path in paths[-_NEWEST:] if (sheet := _open_sheet(path))]
         return [sheet for sheet in sheets if sheet.size == sheets[-1].size]
 
     def sheet_steps(self) -> list[int]:
@@ -152,3 +165,20 @@ class TrainingFolder:
     def sheet_path(self, step: int) -> Path:
         """The path of the contact sheet of a step, whether there is one or not."""
         return self._samples / f"step_{step:09d}.png"
+
+
+def _open_sheet(path: Path) -> Image.Image | None:
+    """A contact sheet, None if it is damaged, which is logged."""
+    try:
+        return Image.open(path).convert("RGB")
+    except Exception:  # Pillow's decoders raise many types for a damaged file.
+        _LOG.warning("%s is damaged and isn't shown: delete it.", path)
+        return None
+
+
+def _number(line: str) -> float:
+    """The number on a line, NaN if the line is damaged."""
+    try:
+        return float(line)
+    except ValueError:
+        return math.nan

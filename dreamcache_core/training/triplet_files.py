@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import DreamCacheError
 from ..io.failures import reading, reason, writing
 from ..io.names import TEXT_TYPES, in_words, picture_types, plain
+from ..io.tar_file import read_members
 
 _FILE = re.compile(r"(.+)_(generation|mask|reference|caption)(\.[^./]+)", re.DOTALL | re.IGNORECASE)
 _IN_WORDS = {"generation": "picture", "caption": "caption", "mask": "mask", "reference": "reference"}
@@ -169,13 +170,12 @@ def _walk(
 def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str, Place]]:
     """The files of triplets in a tar, with the paths that they would have in a folder of its name."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = posixpath.normpath(member.name)
-                if member.isreg() and _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
-                    yield prefix + name, Place(path, member.offset_data, member.size)
-    except (tarfile.TarError, OSError):
-        problems.append(f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped.")
+        for member, offset, size in read_members(Path(path)):
+            name = posixpath.normpath(member)
+            if _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
+                yield prefix + name, Place(path, offset, size)
+    except DreamCacheError as error:
+        problems.append(str(error))
 
 
 def _triplet(found: Files) -> TripletFiles | str | None:

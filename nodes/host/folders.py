@@ -48,9 +48,11 @@ def is_inside(folder: Path, name: str) -> bool:
     """Whether `name` is a relative path of something inside `folder`, at any depth."""
     if not name.strip() or "\0" in name or Path(name).is_absolute():
         return False
-    # Not Path.resolve, which raises an error for links that lead in a circle.
-    path, parent = (Path(os.path.realpath(one)) for one in (folder / name, folder))
-    return path != parent and path.is_relative_to(parent)
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError):  # Links that lead in a circle.
+        return False
+    return path != folder.resolve() and path.is_relative_to(folder.resolve())
 
 
 def output_folder() -> Path:
@@ -115,11 +117,13 @@ def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], 
 
 def _reserve_number(folder: Path, prefix: str) -> Path:
     """Reserve the next free number by making an empty file. Returns its path."""
+    # ComfyUI counts the files of a prefix that ends in a slash wrongly.
+    parent, name, number, *_ = folder_paths.get_save_image_path(os.path.normpath(prefix), str(folder))
     while True:
-        parent, name, number, *_ = folder_paths.get_save_image_path(prefix, str(folder))
         path = Path(parent, f"{name}_{number:05}_.safetensors")
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
-            continue  # Another process has just taken the number.
+            number += 1  # Never the same number again: whatever ComfyUI counts, this ends.
+            continue
         return path

@@ -12,9 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.io.images import to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
-from ...dreamcache_core.reference.file import make_thumbnail
 from ...dreamcache_core.reference.image import resize_to_area, silhouette, subject_on_white
 from ...dreamcache_core.reference.masks import resize_mask
+from ...dreamcache_core.reference.thumbnails import make_thumbnail
 from .base_model import check_clip, check_prompt_width, check_vae, encode_images, structure_of, weights_of
 from .inputs import check_masks, fit_masks, to_rgb
 from .patching.caching_pass import record_references

@@ -14,7 +14,8 @@ from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
-from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.file import save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness.comfyui_server import ComfyUIServer
 from harness.front_end import ADAPTER, FrontEnd, open_front_end, place_models

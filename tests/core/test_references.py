@@ -14,7 +14,9 @@ from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.combining import average, combine
-from dreamcache.dreamcache_core.reference.file import Precision, load_references, make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.contents import Precision
+from dreamcache.dreamcache_core.reference.file import load_references, save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, UNetStructure, select_layers
 from PIL import Image
 from safetensors import safe_open

@@ -16,7 +16,8 @@ import torch
 from dreamcache.dreamcache_core.adapter.strengths import CURVES
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
-from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.file import save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness import environment
