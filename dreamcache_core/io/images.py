@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DreamCacheError
 from .failures import reason
+from .names import in_words, picture_formats, picture_types
 
 MAX_PIXELS = 64_000_000
 """Of a picture that is read: a small file can hold far more, which take gigabytes of memory."""
@@ -94,15 +95,21 @@ def planar(images: torch.Tensor) -> torch.Tensor:
 def _decode(read: Callable[[], bytes], what: str) -> Image.Image:
     """Decode an image in the file's own mode, turned upright."""
     try:
-        image = Image.open(io.BytesIO(read()))
+        # Only of these types: Pillow would start other programs for some.
+        image = Image.open(io.BytesIO(read()), formats=picture_formats())
         if image.width * image.height <= MAX_PIXELS:
             return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
         pass  # Pillow's own limit, which is higher.
+    except UnidentifiedImageError as error:
+        raise DreamCacheError(
+            f"{what} cannot be read: it is damaged or of a type that is not read, so save it as "
+            f"{in_words(picture_types())}."
+        ) from error
     except Exception as error:  # Pillow's decoders raise many types for a damaged file.
         if isinstance(error, OSError) and error.errno:
             raise DreamCacheError(f"{what} cannot be read: {reason(error)}.") from error
-        raise DreamCacheError(f"{what} cannot be read: it is damaged or not an image.") from error
+        raise DreamCacheError(f"{what} cannot be read: it is damaged.") from error
     raise DreamCacheError(f"{what} has more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller.")
 
 

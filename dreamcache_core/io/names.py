@@ -27,6 +27,11 @@ def picture_types() -> tuple[str, ...]:
     return tuple(suffix for suffix in _PICTURE_TYPES if readable.get(suffix) in Image.OPEN)
 
 
+def picture_formats() -> list[str]:
+    """Pillow's names of the formats of `picture_types`."""
+    return list({Image.registered_extensions()[suffix] for suffix in picture_types()})
+
+
 def plain(name: str) -> str:
     """A name in the form in which names are compared: those that differ in case or in Unicode form become equal."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).lower())

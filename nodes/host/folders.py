@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import folder_paths
 
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.failures import reason
 from ...dreamcache_core.io.names import typed_path
 
 ADAPTERS = "dreamcache"
@@ -88,9 +89,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             path.unlink()
             raise
     except OSError as error:
-        raise DreamCacheError(
-            f"Cannot write {prefix} to {folder}: {error.strerror}; free some space or choose another name."
-        ) from error
+        raise DreamCacheError(f"Cannot write {prefix} to {folder}: {reason(error)}.") from error
     return path
 
 

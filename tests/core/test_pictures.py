@@ -114,6 +114,17 @@ def test_a_picture_too_large_to_read_is_refused_before_it_is_decoded(tmp_path: P
     assert "bomb.png has more than 64 million pixels" in refusal(lambda: read(tmp_path / "bomb.png"))
 
 
+def test_a_picture_of_another_type_is_refused_whatever_its_suffix_is(tmp_path: Path) -> None:
+    picture = Image.open(CASES / "plain.png")
+    # Pillow starts Ghostscript for the first.
+    for kind in ("EPS", "TGA", "PDF"):
+        picture.save(tmp_path / "picture.png", kind)
+        assert refusal(lambda: read(tmp_path / "picture.png")) == (
+            "picture.png cannot be read: it is damaged or of a type that is not read, so save it as .png, .jpg, .jpeg, "
+            ".webp, .bmp, .gif, .tif, .tiff or .avif."
+        )
+
+
 # --- Triplets and evaluation read them alike -------------------------------------------------------------------------
 
 

@@ -164,8 +164,8 @@ def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
 @pytest.mark.parametrize(
     ("part", "damage", "problem"),
     [
-        ("generation.png", cut, "its picture cannot be read: it is damaged or not an image"),
-        ("mask.png", cut, "its mask cannot be read: it is damaged or not an image"),
+        ("generation.png", cut, "its picture cannot be read: it is damaged"),
+        ("mask.png", cut, "its mask cannot be read: it is damaged"),
         ("mask.png", blacken, "its mask is black in the square at its centre"),
         ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text: save it in UTF-8"),
         ("caption.txt", write_spaces, "its caption is empty"),

@@ -231,7 +231,7 @@ def test_a_training_that_goes_on_without_its_lora_or_with_another_strength_of_it
     go_on(1.0)
     go_on(1.0, steps=2)
     for strength in (0.0, 0.5):
-        message = failure(lambda strength=strength: go_on(strength, steps=3))  # type: ignore[misc]
+        message = failure(lambda strength=strength: go_on(strength, steps=3))
         assert 'The training "with_lora" was started with LoRAs' in message
     assert len(losses(server, "with_lora")) == 2
 
