@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import comfy.sd
 import folder_paths
 import torch
 
@@ -26,6 +25,7 @@ from ...dreamcache_core.io.atomic import check_writable
 from ...dreamcache_core.io.tensor_file import name_and_hash
 from ...dreamcache_core.reference.image import subject_on_white
 from . import encoders
+from .base_model import load_checkpoint
 from .generation import generate_samples
 from .patching.injection import wrap_for_sampling
 
@@ -45,7 +45,7 @@ def _draw(options: argparse.Namespace) -> None:
     if not drawings:
         return
     adapter = wrap_for_sampling(load_adapter(options.adapter).adapter)
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    model, clip, vae = load_checkpoint(options.checkpoint)
     draw = partial(generate_samples, model, clip, vae, adapter)
     drawn = draw_all(drawings, subjects, options.pictures, settings, draw)
     for done, drawing in enumerate(drawn, start=1):

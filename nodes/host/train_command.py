@@ -24,7 +24,7 @@ from ...dreamcache_core.training.settings import PRECISIONS
 from ...dreamcache_core.training.stopping import stop_requests
 from ...dreamcache_core.training.trainer import Trainer
 from ...dreamcache_core.training.triplets import Triplets, open_triplets
-from .base_model import structure_of
+from .base_model import load_checkpoint, structure_of
 from .frozen_base import ComfyUIBase
 from .generation import SampleSheet, choose_samples
 
@@ -49,7 +49,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     say(triplets.description)
     say(f"Loading {options.checkpoint} …")
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    model, clip, vae = load_checkpoint(options.checkpoint)
     adapter = untrained_adapter(structure_of(model), settings.seed).to(model.load_device)
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import comfy.lora
 import comfy.sd
 import pytest
+import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.generation import GenerationSettings
-from dreamcache.nodes.host.base_model import loras_of
+from dreamcache.nodes.host.base_model import load_checkpoint, loras_of
 from dreamcache.nodes.host.generation import generate
 from dreamcache.nodes.host.inputs import as_region, fit_masks, to_rgb
 from dreamcache.nodes.host.reference import encode_reference
@@ -101,3 +103,18 @@ def test_loras_are_told_apart_by_their_weights_and_strengths() -> None:
     assert first == loras_of(with_lora(models.unet_patcher("sd15")))
     others = [with_lora(model, strength=0.5), with_lora(model, seed=7), with_lora(with_lora(model))]
     assert len({first, *map(loras_of, others)}) == 4
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    def refusal(name: str) -> str:
+        with pytest.raises(DreamCacheError) as raised:
+            load_checkpoint(tmp_path / name)
+        return str(raised.value).replace(str(tmp_path), "…")
+
+    assert refusal("gone.safetensors") == "…/gone.safetensors cannot be read: it does not exist; check its name."
+    (tmp_path / "folder.safetensors").mkdir()
+    assert refusal("folder.safetensors").startswith("…/folder.safetensors cannot be read: it is a folder, not a file")
+    (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
+    assert refusal("damaged.safetensors").startswith("ComfyUI cannot load …/damaged.safetensors: ")
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert refusal("other.safetensors").startswith("ComfyUI cannot load …/other.safetensors: ")
