@@ -65,13 +65,14 @@ class DreamCacheSaveTriplet(io.ComfyNode):
         folder: str,
         reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if not is_inside(output_folder(), str(typed_path(folder))):
+        relative = typed_path(folder)
+        if not is_inside(output_folder(), str(relative)):
             raise DreamCacheError(_outside(folder))
         if not prompt.strip():
             raise DreamCacheError("The prompt is empty: connect the text the image was generated from.")
         _check_counts(image, mask, reference)
         output = output_folder()
-        saved, skipped = _save(output / typed_path(folder), image, mask, prompt, reference)
+        saved, skipped = _save(output / relative, image, mask, prompt, reference)
         text = _in_words(saved, skipped)
         show_text(cls, text)
         images = [

@@ -14,7 +14,7 @@ from .failures import reason
 from .names import in_words, picture_formats, picture_types
 
 MAX_PIXELS = 64_000_000
-"""Of a picture that is read: a small file can hold far more, which take gigabytes of memory."""
+"""The most pixels of a picture that is read: a small file can hold far more, and decoding takes gigabytes then."""
 
 # Deeper than 8 bits. Pillow's `convert` cuts them off at 255.
 _INTEGERS = ("I;16", "I;16L", "I;16B", "I;16N", "I")

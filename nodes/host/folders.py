@@ -100,7 +100,7 @@ def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], 
     `check`: raises an error if the file isn't acceptable. Returns the name by which ComfyUI lists the file. Raises
     DreamCacheError if `name` isn't valid or the file can't be written, and what `check` raises.
     """
-    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name)
+    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name, flags=re.IGNORECASE)
     if prefix == name or not is_inside(parent, prefix):
         raise DreamCacheError(outside_message(parent, name, "my_subject.safetensors"))
     with TemporaryDirectory() as temporary:
