@@ -6,8 +6,10 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from .failures import writing
@@ -21,11 +23,21 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
     `durable`: flush the content to the disk before the file gets its name, so that it survives a power failure.
     Raises OSError if the file can't be written.
     """
+    with open_atomically(path, durable=durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_atomically(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to write it piece by piece. It gets its name when the block ends without an error.
+
+    Otherwise like `write_atomically`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -5,81 +5,51 @@
     00000/00000001_mask.png         white on its subject
     00000/00000001_reference.png    optional: another picture of the subject; the mask is optional then
 
-Names are free, in any case, and folders may be nested; `save_triplet` numbers triplets and starts a new folder each
-thousand. Pictures may be of any of `picture_types`. Hidden files are ignored.
+Names are free, and folders may be nested. `save_triplet` numbers triplets and starts a new folder each thousand. Data
+sets made elsewhere may also have a folder for each triplet (00000001/generation.png), a folder for each kind of file
+(masks/00000001_mask.png), or dots (00000001.mask.png). Names may be in any case, and pictures of any of
+`picture_types`. Hidden files are ignored.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import posixpath
 import re
+import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import DreamCacheError
+from ..io.atomic import open_atomically
 from ..io.failures import reading, reason, writing
-from ..io.names import TEXT_TYPES, in_words, picture_types, plain
 from ..io.tar_file import read_members
+from .triplet_matching import Place, TripletFiles, is_triplets, match_files
 
-_FILE = re.compile(r"(.+)_(generation|mask|reference|caption)(\.[^./]+)", re.DOTALL | re.IGNORECASE)
-_IN_WORDS = {"generation": "picture", "caption": "caption", "mask": "mask", "reference": "reference"}
+_COMPRESSED = re.compile(r".+\.(?i:tar\.\w+|tgz|zip|7z|rar)")
 
 TRIPLETS_PER_FOLDER = 1000
 _NUMBERED_FILE = re.compile(r"(\d+)_(?:generation|caption|mask|reference)\..+")
 _NUMBERED_FOLDER = re.compile(r"(\d{5,})(\.tar)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the bytes of a file are: `size` bytes from `offset` on in a file of its own or in a tar."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with Path(self.path).open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-@dataclass(frozen=True, slots=True)
-class TripletFiles:
-    """The files of a triplet. `mask` may be None if there is a `reference`."""
-
-    name: str
-    picture: Place
-    caption: Place
-    mask: Place | None
-    reference: Place | None
-
-
 def find_triplets(folder: Path) -> tuple[list[TripletFiles], list[str]]:
-    """All triplets of a folder that have all their files, ordered by name; and a sentence for each that lacks one.
+    """All triplets of a folder that have all their files, ordered by name; and a sentence for each that lacks one, and
+    for all that can't be read.
 
     Reads names, sizes and the headers of tars, but no file's content. Raises DreamCacheError if the folder can't be
     read.
     """
-    problems: list[str] = []
-    found: dict[str, Files] = {}
+    unreadable: list[str] = []
     with reading(folder):
-        for path, place in _walk(str(folder), "", problems):
-            name, kind, suffix = _FILE.fullmatch(path).groups()  # type: ignore[union-attr]
-            file = _File(name, path, suffix.lower() in _types(kind.lower()), place)
-            found.setdefault(name, {}).setdefault(kind.lower(), []).append(file)
-    triplets = []
-    for files in _merge(found):
-        triplet = _triplet(files)
-        if isinstance(triplet, TripletFiles):
-            triplets.append(triplet)
-        elif triplet:
-            problems.append(triplet)
-    return sorted(triplets, key=lambda triplet: triplet.name), sorted(problems)
+        triplets, problems = match_files(_walk(str(folder), "", unreadable))
+    return triplets, sorted(unreadable) + problems
 
 
 def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str) -> Path:
@@ -103,41 +73,26 @@ def save_triplet(folder: Path, pictures: Mapping[str, Image.Image], prompt: str)
     return Path(f"{stem}_generation.png")
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file of a triplet. `name`: of the triplet. `path`: in the folder. `is_read`: whether files of its type are."""
+@contextmanager
+def write_tar(path: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Write a tar of triplets, completely or not at all. The same files make the same bytes.
 
-    name: str
-    path: str
-    is_read: bool
-    place: Place
-
-
-Files = dict[str, list[_File]]
-"""The files of a triplet by their kind."""
-
-
-def _merge(found: Mapping[str, Files]) -> Iterator[Files]:
-    """The files of each triplet. Where some are missing, names that differ only in case or Unicode form are one.
-
-    `found`: by the triplets' exact names.
+    Gives a function that adds a file by its name and content. A content that is in the tar already becomes a hard link,
+    so a picture that serves as a target and as a reference is stored once. Raises OSError if the tar can't be written.
     """
-    incomplete: dict[str, Files] = {}
-    for name, files in found.items():
-        if _missing(files) is None:
-            yield files
-            continue
-        merged = incomplete.setdefault(plain(name), {})
-        for kind, of_kind in files.items():
-            merged.setdefault(kind, []).extend(of_kind)
-    yield from incomplete.values()
+    names: dict[bytes, str] = {}
 
+    def add(name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        first = names.setdefault(hashlib.sha256(content).digest(), name)
+        if first == name:
+            member.size = len(content)
+        else:
+            member.type, member.linkname = tarfile.LNKTYPE, first
+        tar.addfile(member, io.BytesIO(content))
 
-def _missing(files: Files) -> str | None:
-    """The kind of a file that a triplet lacks."""
-    kinds = {kind for kind, of_kind in files.items() if any(file.is_read for file in of_kind)}
-    needed = ("generation", "caption", *(() if "reference" in kinds else ("mask",)))
-    return next((kind for kind in needed if kind not in kinds), None)
+    with open_atomically(path, durable=True) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        yield add
 
 
 def _walk(
@@ -161,7 +116,9 @@ def _walk(
                         yield from _walk(entry.path, f"{prefix}{entry.name}/", problems, parents)
                 elif entry.name.lower().endswith(".tar"):
                     yield from _members(entry.path, f"{prefix}{entry.name[: -len('.tar')]}/", problems)
-                elif _FILE.fullmatch(entry.name) and entry.is_file():
+                elif _COMPRESSED.fullmatch(entry.name):
+                    problems.append(f"{entry.path} is compressed, and is not read: unpack it.")
+                elif is_triplets(prefix + entry.name) and entry.is_file():
                     yield prefix + entry.name, Place(entry.path, 0, entry.stat().st_size)
             except OSError as error:
                 problems.append(f"{entry.path} cannot be read: {reason(error)}.")
@@ -172,42 +129,10 @@ def _members(path: str, prefix: str, problems: list[str]) -> Iterator[tuple[str,
     try:
         for member, offset, size in read_members(Path(path)):
             name = posixpath.normpath(member)
-            if _FILE.fullmatch(name) and not posixpath.basename(name).startswith("."):
+            if is_triplets(prefix + name) and not posixpath.basename(name).startswith("."):
                 yield prefix + name, Place(path, offset, size)
     except DreamCacheError as error:
         problems.append(str(error))
-
-
-def _triplet(found: Files) -> TripletFiles | str | None:
-    """A triplet, or what is wrong with it as far as names and sizes show.
-
-    None for files that only happen to have such a name.
-    """
-    read = {kind: [file for file in files if file.is_read] for kind, files in found.items()}
-    read = {kind: files for kind, files in read.items() if files}
-    if not read:
-        return None
-    name = next(iter(found.get("generation") or next(iter(found.values())))).name
-    missing = _missing(found)
-    if missing:
-        return f"{name}: its {_IN_WORDS[missing]} is missing{_seen_instead(missing, found.get(missing, ()))}."
-    for kind, files in read.items():
-        if len(files) > 1:
-            paths = sorted(file.path for file in files)
-            return f"{name}: there are several files for its {_IN_WORDS[kind]}: {' and '.join(paths)}."
-        if not files[0].place.size:
-            return f"{name}: its {_IN_WORDS[kind]} is empty."
-    places = {kind: files[0].place for kind, files in read.items()}
-    return TripletFiles(name, places["generation"], places["caption"], places.get("mask"), places.get("reference"))
-
-
-def _seen_instead(kind: str, files: Sequence[_File]) -> str:
-    """A file of this kind whose type isn't read, to end a sentence."""
-    return f"; {files[0].path} must be {in_words(_types(kind))}" if files else ""
-
-
-def _types(kind: str) -> tuple[str, ...]:
-    return TEXT_TYPES if kind == "caption" else picture_types()
 
 
 def _take_number(folder: Path) -> Path:

@@ -18,7 +18,8 @@ from ..io.text import decode_text
 from ..reference.image import how_bright, place_on_white, resize, subject_box, subject_on_white
 from ..unet import PIXELS_PER_LATENT
 from .augmentation import augment_reference
-from .triplet_files import TripletFiles, find_triplets
+from .triplet_files import find_triplets
+from .triplet_matching import TripletFiles
 
 # How often training empties a prompt. It never leaves a reference out: without one, the network is the frozen base.
 EMPTY_PROMPT_PROBABILITY = 0.07
