@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Mapping
-from typing import Any
+import json
 
 import torch
 
-from ..errors import DreamCacheError
 from ..generation import GenerationSettings
 from ..io.names import path_option
-from ..io.text import read_json_object
 from .settings import PRECISIONS, TrainingSettings
 
 _SETTINGS = dataclasses.fields(TrainingSettings)
@@ -27,30 +23,18 @@ def read_options() -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args()
     if options.config:
-        try:
-            config = read_json_object(options.config, "write an object of options in JSON")
-        except DreamCacheError as error:
-            parser.error(str(error))
+        config = json.loads(options.config.read_text(encoding="utf-8"))
         unknown = config.keys() - vars(options).keys()
         if unknown:
             parser.error(f"{options.config} has settings that don't exist: {', '.join(sorted(unknown))}")
-        # As arguments, so that they are checked like those of the command line, which come later and win.
-        options = parser.parse_args([*_as_arguments(config), *sys.argv[1:]])
+        parser.set_defaults(**config)
+        options = parser.parse_args()
     options.cpu = options.cpu or not torch.cuda.is_available()
     return options
 
 
 def settings_of(options: argparse.Namespace) -> TrainingSettings:
     return TrainingSettings(**{field.name: getattr(options, field.name) for field in _SETTINGS})
-
-
-def _as_arguments(config: Mapping[str, Any]) -> list[str]:
-    """The arguments that set these options. False and null leave an option as it is."""
-    return [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, value in config.items()
-        if value is not None and value is not False
-    ]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tarfile
 import unicodedata
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.evaluation.subjects import load_masked_image, open_subjects
-from dreamcache.dreamcache_core.io.names import typed_path
+from dreamcache.dreamcache_core.io.names import path_option, typed_path
 from dreamcache.dreamcache_core.training.triplets import open_triplets
 from PIL import Image
 
@@ -128,3 +129,10 @@ def test_evaluation_finds_its_files_in_any_case_and_takes_no_mask_for_a_referenc
 )
 def test_a_path_is_what_was_meant_by_what_was_typed(typed: str, meant: str) -> None:
     assert typed_path(typed) == Path(meant)
+
+
+@pytest.mark.parametrize("text", ["", " ", '""', "file://"])
+def test_an_option_that_is_empty_is_not_the_current_folder(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="the path is empty"):
+        path_option(text)
+    assert path_option(".") == Path()
