@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from ..errors import DreamCacheError
+from .atomic import check_writable
+from .failures import reason
 from .tensor_file import read_header, read_tensors, write_file
 
 FILE_KIND = "encoding"
@@ -21,10 +23,11 @@ class DiskCache:
 
     Several processes may share a folder, and may be killed at any time: files are written atomically, and damaged or
     foreign ones are replaced. What is made now is rounded like what is read, so that a full and an empty cache give
-    the same.
+    the same. Raises DreamCacheError if the folder can't be written to.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        check_writable(folder)
         self._folder = folder
         self._dtype = dtype
 
@@ -36,17 +39,17 @@ class DiskCache:
     ) -> list[torch.Tensor]:
         """The tensor of each key, float32, on any device: read from the cache, or else made and added to it.
 
-        A tensor whose key is None is always made and never added. `shapes`: of each tensor, None
-        for any length; a file with another shape holds something else. `make`: returns the tensors at these indices of
-        `keys`.
-        Raises DreamCacheError if a tensor can't be written.
+        A tensor whose key is None is always made and never added. `shapes`: of each tensor, None for any length; a file
+        with another shape holds something else. `make`: returns the tensors at these indices of `keys`. Raises DreamCacheError if a tensor can't be written.
         """
         read = {index: self._read(key, shapes[index]) for index, key in enumerate(keys) if key}
         found = {index: self._narrow(tensor).float() for index, tensor in read.items() if tensor is not None}
         missing = [index for index in range(len(keys)) if index not in found]
         for index, tensor in zip(missing, make(missing) if missing else (), strict=True):
             found[index] = tensor
-            if key := keys[index]:
+            key = keys[index]
+            # What isn't finite, a broken VAE has made: with another precision it may work.
+            if key and tensor.isfinite().all():
                 narrow = self._narrow(tensor)
                 found[index] = narrow.float()
                 self._write(key, narrow.cpu())
@@ -68,6 +71,8 @@ class DiskCache:
         tensor = tensors.get("encoding")
         if header is None or tensor is None or tensor.dtype not in (torch.float32, self._dtype):
             return None
+        if not tensor.isfinite().all():
+            return None
         fits = len(tensor.shape) == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, tensor.shape, strict=True)
         )
@@ -80,8 +85,7 @@ class DiskCache:
             write_file(self._path(key), FILE_KIND, FILE_VERSION, header, {"encoding": tensor})
         except OSError as error:
             raise DreamCacheError(
-                f"Cannot write to {self._folder}: {error.strerror}; free some space, or continue without "
-                "--cache-latents."
+                f"{self._folder} cannot be written: {reason(error)}, or continue without --cache-latents."
             ) from error
 
     def _path(self, key: str) -> Path:

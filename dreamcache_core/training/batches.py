@@ -83,6 +83,7 @@ def collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
         # Computed here, since this runs in the workers.
         target_keys=[fingerprint(triplet.target) for triplet in triplets],
         reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
+        names=[triplet.name for triplet in triplets],
     )
 
 

@@ -11,12 +11,13 @@ logs/                       TensorBoard events; written by the command only
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from PIL import Image
 from ..adapter.file import save_adapter
 from ..adapter.network import Adapter
 from ..errors import DreamCacheError
-from ..io.atomic import remove_partial_files, write_atomically
+from ..io.atomic import check_writable, remove_partial_files, write_atomically
+from ..io.failures import reason
+from ..io.json_fields import MalformedError, parse_json
 from . import checkpoints
 from .validation import Validation
 
 _NEWEST = 16
 # What earlier versions didn't record, as it was then.
 _UNRECORDED = {"held_out": 0}
-_SHEET = re.compile(r"step_(\d{9,})\.png")
+_SHEET = re.compile(r"step_([0-9]{9}|[1-9][0-9]{9,17})\.png")
+_LOG = logging.getLogger(__name__)
 
 
 class TrainingFolder:
@@ -47,16 +51,23 @@ class TrainingFolder:
         self._validations = path / "validations.jsonl"
         self._samples = path / "samples"
 
-    @contextmanager
+    @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Raise DreamCacheError where the folder can't be written to, or other files can't be read."""
         try:
             yield
         except OSError as error:
             raise DreamCacheError(
-                f"{error.filename or self.path} could not be read or written: {error.strerror or error}; make room or "
-                "put it right, then start the training again to resume it."
+                f"{error.filename or self.path} could not be read or written: {reason(error)}, then start the "
+                "training again to resume it."
             ) from error
+
+    def check_writable(self) -> None:
+        """Raise DreamCacheError if something of a training can't be written here: known before a model is loaded."""
+        for folder in (self.path, self._samples, self.logs):
+            check_writable(folder)
+        if self.adapter_path.is_dir():
+            raise DreamCacheError(f"{self.adapter_path} is a folder, where the adapter is written: rename it.")
 
     # --- Beginning and resuming --------------------------------------------------------------------------------------
 
@@ -76,12 +87,14 @@ class TrainingFolder:
                     f"is {value}: set it back to resume, or choose a new name to start over."
                 )
         if write and not settings.keys() <= before.keys():
-            write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode())
+            write_atomically(self._begun_with, json.dumps({**before, **settings}, indent=2).encode(), durable=True)
 
     def clean(self) -> None:
         """Remove the partial files of a process that was killed. No other process may train in this folder."""
-        checkpoints.remove_partial_checkpoints(self.path)
-        remove_partial_files(self._samples)
+        files = {path.name for path in (self._begun_with, self._losses, self._validations, self.adapter_path)}
+        remove_partial_files(self.path, lambda name: name in files or checkpoints.is_checkpoint(name))
+        remove_partial_files(self._samples, lambda name: bool(_SHEET.fullmatch(name)))
+        checkpoints.remove_old_partial_files(self.path)
 
     def check_room(self, state: Mapping[str, Any]) -> None:
         """Raise DreamCacheError unless the disk has the room that checkpoints need."""
@@ -94,15 +107,16 @@ class TrainingFolder:
     def _read_begun_with(self) -> dict[str, Any]:
         if not self._begun_with.is_file():
             return {}  # A training of the command, from before it wrote this file.
-        try:
-            before = json.loads(self._begun_with.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise DreamCacheError(
-                f"{self._begun_with} is damaged: delete it to resume with the settings that are set now."
-            ) from error
-        return before
+        with contextlib.suppress(MalformedError):
+            before = parse_json(self._begun_with.read_bytes())
+            if isinstance(before, dict):
+                return before
+        _LOG.warning(
+            "%s is damaged, so it can't be checked that this training resumes with the settings it was begun with: "
+            "make sure that it does. The file is written again.",
+            self._begun_with,
+        )
+        return {}
 
     # --- State -------------------------------------------------------------------------------------------------------
 
@@ -116,11 +130,12 @@ class TrainingFolder:
 
     def losses(self) -> list[float]:
         """The loss of each step so far."""
-        return [float(line) for line in _complete_lines(self._losses)]
+        return [_number(line) for line in _complete_lines(self._losses)]
 
     def resume_losses(self, steps: int) -> list[float]:
         """The losses of the first `steps` steps, NaN where they aren't known. Losses of later steps are dropped."""
         lines = _complete_lines(self._losses)[:steps]
+        lines = [str(math.nan) if math.isnan(_number(line)) else line for line in lines]
         lines += [str(math.nan)] * (steps - len(lines))
         write_atomically(self._losses, "".join(f"{line}\n" for line in lines).encode())
         return [float(line) for line in lines]
@@ -132,8 +147,11 @@ class TrainingFolder:
     # --- Validations -------------------------------------------------------------------------------------------------
 
     def validations(self, steps: float = math.inf) -> list[Validation]:
-        """Those of the first `steps` steps, in order."""
-        found = (Validation(**json.loads(line)) for line in _complete_lines(self._validations))
+        """Those of the first `steps` steps, in order, without damaged ones."""
+        found: list[Validation] = []
+        for line in _complete_lines(self._validations):
+            with contextlib.suppress(MalformedError, TypeError):
+                found.append(Validation(**parse_json(line.encode())))
         return [validation for validation in found if validation.step <= steps]
 
     def add_validation(self, validation: Validation) -> None:
@@ -158,7 +176,7 @@ class TrainingFolder:
     def sheets(self, steps: int) -> list[Image.Image]:
         """The newest contact sheets of the first `steps` steps, the newest last, without those of another size."""
         paths = [self.sheet_path(step) for step in self.sheet_steps() if step <= steps]
-        sheets = [Image.open(path).convert("RGB") for path in paths[-_NEWEST:]]
+        sheets = [sheet for path in paths[-_NEWEST:] if (sheet := _open_sheet(path))]
         return [sheet for sheet in sheets if sheet.size == sheets[-1].size]
 
     def sheet_steps(self) -> list[int]:
@@ -172,6 +190,24 @@ class TrainingFolder:
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file, none if it isn't there. Without a last line that is being written right now."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+    """The lines of a file, none if it isn't there."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    # Without the last part: a line that is being written right now, or nothing.
+    return text.split("\n")[:-1]
+
+
+def _open_sheet(path: Path) -> Image.Image | None:
+    """A contact sheet, None if it is damaged, which is logged."""
+    try:
+        return Image.open(path).convert("RGB")
+    except Exception:  # Pillow's decoders raise many types for a damaged file.
+        _LOG.warning("%s is damaged and isn't shown: delete it.", path)
+        return None
+
+
+def _number(line: str) -> float:
+    """The number on a line, NaN if the line is damaged."""
+    try:
+        return float(line)
+    except ValueError:
+        return math.nan

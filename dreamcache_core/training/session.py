@@ -21,6 +21,7 @@ from .validation import HeldOut, Validation, is_flat
 
 _HASH_DIGITS = 12
 UNTRAINED = "untrained"
+NO_LORAS = "none"
 
 GenerateSamples = Callable[[Adapter, str], Image.Image]
 """Generates samples with an adapter, as a contact sheet under a label."""
@@ -47,7 +48,8 @@ class Origin:
     """What a training is begun with, and must resume with.
 
     `base_hash`: `hash_weights` of the base model's U-Net. `adapter`: UNTRAINED, or what `describe_weights` gives.
-    `folder`: that of the triplets. `held_out`: how many of them aren't trained on.
+    `folder`: that of the triplets. `loras`: NO_LORAS, or what tells the LoRAs on the U-Net from others. `held_out`: how
+    many triplets aren't trained on.
     """
 
     base_hash: str
@@ -56,6 +58,7 @@ class Origin:
     batch: int
     resolution: int
     seed: int
+    loras: str = NO_LORAS
     held_out: int = 0
 
     def to_json(self) -> dict[str, str | int]:
@@ -66,6 +69,7 @@ class Origin:
             "batch": self.batch,
             "resolution": self.resolution,
             "seed": self.seed,
+            "LoRAs": self.loras,
             "held_out": self.held_out,
         }
 

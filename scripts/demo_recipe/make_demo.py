@@ -50,7 +50,7 @@ environment.import_pack(
 from comfy.cli_args import args  # noqa: E402
 from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter  # noqa: E402
 from dreamcache.dreamcache_core.adapter.provenance import Provenance  # noqa: E402
-from dreamcache.dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
+from dreamcache.dreamcache_core.io.tensor_file import read_tensors, write_file  # noqa: E402
 from dreamcache.dreamcache_core.training.processes import join_processes  # noqa: E402
 from dreamcache.nodes.host import demo_network  # noqa: E402
 from dreamcache.nodes.host.base_model import weights_of  # noqa: E402
@@ -143,7 +143,7 @@ def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
 
 def _trainings() -> list[str]:
     """What the model's file says of them, in their order."""
-    return str(json.loads(read_shapes(MODEL)[0]["header"])["steps"]).split(_THEN)
+    return str(json.loads(read_tensors(MODEL)[0]["header"])["steps"]).split(_THEN)
 
 
 def _make_joint(steps: int) -> None:

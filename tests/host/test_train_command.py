@@ -16,8 +16,8 @@ from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, new
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from harness import environment
-from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
+from support.train_command import Command, save_triplets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,32 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("triplets")
-    picture = Image.open(PHOTOGRAPH)
-    mask = Image.new("L", picture.size, 0)
-    mask.paste(255, (80, 15, 480, 390))
-    for prompt in ("a coffee cup", "a cup of coffee on a table"):
-        save_triplet(folder, {"generation": picture, "mask": mask}, prompt)
-    return folder
-
-
-class Command:
-    """The command with settings for a small training."""
-
-    def __init__(self, checkpoint: Path, triplets: Path, output: Path) -> None:
-        made = environment.ensure()
-        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", checkpoint]
-        command += ["--data", triplets, "--output", output, "--cpu", "--precision", "float32"]
-        settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
-        self._command = [str(part) for part in command] + settings
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*self._command, *arguments], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        process = self.start(*arguments)
-        return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
+    return save_triplets(tmp_path_factory.mktemp("triplets"))
 
 
 def test_the_command_trains_an_adapter_and_resumes(

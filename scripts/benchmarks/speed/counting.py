@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +16,20 @@ from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_model_patcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
-from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.reference.cache import CachingInput, ReferenceBatch, ReferenceCache
 from dreamcache.dreamcache_core.training.loss import Batch, EncodedPrompts, denoising_loss
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
+from dreamcache.nodes.host.patching.caching_pass import weights_key
+from dreamcache.nodes.host.patching.injection import injections_on
+from dreamcache.nodes.host.patching.options import KEY, RUN_KEY
 from dreamcache.nodes.host.patching.recording import recording
+from dreamcache.nodes.host.patching.run_state import run_state
 from dreamcache.nodes.host.patching.training import make_trainable
 from harness.generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of
 
 _META = torch.device("meta")
+# The noise level of every step.
+_SIGMA = 1.0
 # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
 _ATTENTION = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
 # SD1.5's, with ComfyUI's names.
@@ -64,14 +72,24 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     with _META:
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
     trainable = make_trainable(model, adapter)
-    with _patched(trainable), recording(trainable.model.diffusion_model, adapter.layers) as recorded:
+    with _patched(trainable), recording(trainable.model.diffusion_model, structure.layers) as recorded:
         latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
         trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=dict(_ATTENTION))
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
-        batch = ReferenceBatch(features, structure.base_model, adapter.layers, (side, side), timestep=1, prompt="")
+        given = CachingInput(latents.expand(count, -1, -1, -1), latents.expand(count, -1, -1, -1), prompt)
+        batch = ReferenceBatch(
+            features,
+            structure.base_model,
+            structure.layers,
+            (side, side),
+            timestep=1,
+            prompt="",
+            caching_inputs=(given,),
+        )
+        given.noise_levels.add(_SIGMA, weights_key(model), features)
         return ReferenceCache((batch,))
 
     return Bench(model, model, adapter, references)
@@ -79,6 +97,10 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
 
 def count_step(model: ModelPatcher, size: int, batch: int = 1) -> int:
     """Operations, two for each multiplication, of a step but the first. `size`: side of the pictures in pixels."""
+    if any(injection.uses_noise_levels for injection in injections_on(model)):
+        model = model.clone()
+        model.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, _begin_step_on_paper)
     guider = guider_of(model)
     # What CFGGuider.sample does before it loads models, for which there is nothing here.
     guider.inner_model = model.model
@@ -97,6 +119,13 @@ def count_step(model: ModelPatcher, size: int, batch: int = 1) -> int:
         sigmas = torch.empty(2, device=_META)
         guider.inner_sample(latents, None, _META, Evaluations(visit), sigmas, None, None, True, None)
     return counter.get_total_flops()
+
+
+def _begin_step_on_paper(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict, *args):
+    """In place of the wrapper that reads the step's sigma, for there is none to read."""
+    options = model_options["transformer_options"]
+    options[RUN_KEY] = replace(run_state(options), sigma=_SIGMA)
+    return executor(x, timestep, model_options, *args)
 
 
 class _TrainingOnPaper(ComfyUIBase):
