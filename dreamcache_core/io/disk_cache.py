@@ -40,7 +40,8 @@ class DiskCache:
         """The tensor of each key, float32, on any device: read from the cache, or else made and added to it.
 
         A tensor whose key is None is always made and never added. `shapes`: of each tensor, None for any length; a file
-        with another shape holds something else. `make`: returns the tensors at these indices of `keys`. Raises DreamCacheError if a tensor can't be written.
+        with another shape holds something else. `make`: returns the tensors at these indices of `keys`.
+        Raises DreamCacheError if a tensor can't be written.
         """
         read = {index: self._read(key, shapes[index]) for index, key in enumerate(keys) if key}
         found = {index: self._narrow(tensor).float() for index, tensor in read.items() if tensor is not None}

@@ -31,6 +31,7 @@ RECIPES = {
             "every": 10,
             "held_out": 4,
             "cache_precision": "float16",
+            "start": "own-attention",
         },
     ),
     "evening": Recipe(
@@ -47,6 +48,7 @@ RECIPES = {
             "every": 500,
             "held_out": 64,
             "cache_precision": "float16",
+            "start": "own-attention",
         },
     ),
     "paper": Recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from .loop import on_device
 from .scenes import Scenes
 
 SEEDS = (0, 1, 2)
+SUBJECTS = (10, 100)
 TOGETHER = 64
 
 
@@ -51,28 +53,48 @@ def own_attention(base: DemoBase, adapter: Adapter, scenes: Scenes, seed: int) -
 STARTS: dict[str, Start] = {"untouched": untouched, "own attention": own_attention}
 
 
-def learn(
-    training: Training,
-    scenes: Scenes,
-    unseen: Scenes,
-    start: Start,
-    seed: int,
-    steps: int,
-    at: Sequence[int],
-) -> tuple[list[Measured], Trainer]:
-    """Train an adapter, and measure it after the steps `at`."""
+def learn(training: Training, scenes: Scenes, unseen: Scenes, start: Start, seed: int, steps: int) -> list[Measured]:
+    """Train an adapter, and measure it after a quarter, a half and all of the steps."""
     settings = replace(training.settings(steps), seed=seed)
     adapter = training.untrained(AS_IT_SHIPS, seed)
     base = training.base_of(adapter, AS_IT_SHIPS)
     base.load()
     start(base, adapter, scenes, seed)
-    trainer = Trainer(base, adapter, settings)
-    measured = []
+    trainer, measured = Trainer(base, adapter, settings), []
     for progress in trainer.run(training.batches(base, scenes, settings)):
-        if progress.step in at:
+        if progress.step in (steps // 4, steps // 2, steps):
             with trainer.averaged_weights():
                 measured.append(measure(base, unseen, progress.step * settings.batch))
-    return measured, trainer
+    return measured
+
+
+def of_subjects(scenes: Scenes, count: int) -> Scenes:
+    """Those of `count` of the subjects, evenly chosen."""
+    keys = sorted(set(scenes.subjects))
+    kept = {keys[number * len(keys) // count] for number in range(count)}
+    return choose(scenes, [place for place, subject in enumerate(scenes.subjects) if subject in kept])
+
+
+def choose(scenes: Scenes, places: Sequence[int]) -> Scenes:
+    """Some of the scenes, in this order."""
+    fields = {}
+    for field in dataclasses.fields(scenes):
+        values = getattr(scenes, field.name)
+        is_tensor = isinstance(values, torch.Tensor)
+        fields[field.name] = values[list(places)] if is_tensor else [values[place] for place in places]
+    return Scenes(**fields)
+
+
+def print_learning(training: Training, scenes: Scenes, unseen: Scenes, steps: int) -> None:
+    """Compare the starts with the same seeds, then the better of them with fewer subjects."""
+    print("| start | subjects | seed | samples | right reference | another's | none | gap |\n" + "| --- " * 8 + "|")
+    subjects = len(set(scenes.subjects))
+    runs = [(name, subjects, seed) for seed in SEEDS for name in STARTS]
+    runs += [("own attention", count, 0) for count in SUBJECTS]
+    for name, count, seed in runs:
+        for at in learn(training, of_subjects(scenes, count), unseen, STARTS[name], seed, steps):
+            losses = f"{at.right:.4f} | {at.other:.4f} | {at.none:.4f} | {at.gap:.4f}"
+            print(f"| {name} | {count} | {seed} | {at.samples:,} | {losses} |", flush=True)
 
 
 @torch.no_grad()

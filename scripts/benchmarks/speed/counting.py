@@ -133,7 +133,7 @@ class _TrainingOnPaper(ComfyUIBase):
 
     def __init__(self, bench: Bench, adapter: Adapter) -> None:
         vae = SimpleNamespace(latent_channels=4)
-        super().__init__(bench.model, vae, object(), adapter)  # type: ignore[arg-type]
+        super().__init__(bench.model, vae, object(), adapter)
 
     def patched(self) -> AbstractContextManager[None]:
         return _patched(self._patcher)
