@@ -12,6 +12,7 @@ import torch
 from ..errors import DreamCacheError
 from .atomic import check_writable
 from .failures import reason
+from .json_fields import MalformedError
 from .tensor_file import read_header, read_tensors, write_file
 
 FILE_KIND = "encoding"
@@ -67,18 +68,19 @@ class DiskCache:
         try:
             metadata, tensors = read_tensors(path)
             header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-        except DreamCacheError:
-            return None
-        tensor = tensors.get("encoding")
-        if header is None or tensor is None or tensor.dtype not in (torch.float32, self._dtype):
-            return None
-        if not tensor.isfinite().all():
+            tensor = tensors["encoding"]
+            if header is None or tensor.dtype not in (torch.float32, self._dtype) or not tensor.isfinite().all():
+                return None
+            # Earlier versions wrote no checksum.
+            checksum = _checksum(tensor)
+            if header.whole("checksum", 0, 2**32 - 1, default=checksum) != checksum:
+                return None
+        except (DreamCacheError, KeyError, MalformedError):
             return None
         fits = len(tensor.shape) == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, tensor.shape, strict=True)
         )
-        # Earlier versions wrote no checksum.
-        return tensor if fits and header.get("checksum") in (None, _checksum(tensor)) else None
+        return tensor if fits else None
 
     def _write(self, key: str, tensor: torch.Tensor) -> None:
         try:

@@ -150,8 +150,8 @@ class TrainingFolder:
         """Those of the first `steps` steps, in order, without damaged ones."""
         found: list[Validation] = []
         for line in _complete_lines(self._validations):
-            with contextlib.suppress(MalformedError, TypeError):
-                found.append(Validation(**parse_json(line.encode())))
+            with contextlib.suppress(MalformedError):
+                found.append(Validation.from_json(parse_json(line)))
         return [validation for validation in found if validation.step <= steps]
 
     def add_validation(self, validation: Validation) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from ..errors import DreamCacheError
+from ..io.json_fields import Fields
 from .batches import collate
 from .loss import EncodedPrompts, FrozenBase, loss_at, sample_noise
 from .processes import ALONE, Processes
@@ -51,6 +53,13 @@ class Validation:
 
     def to_json(self) -> dict[str, int | float]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, json: Any) -> Validation:
+        """The inverse of `to_json`. Raises MalformedError."""
+        fields = Fields(json)
+        right, other, none, error = map(fields.number, ("right", "other", "none", "error"))
+        return cls(fields.whole("step", 1, 10**18), right, other, none, error)
 
 
 def is_flat(validations: Sequence[Validation], patience: int) -> bool:
