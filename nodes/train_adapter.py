@@ -21,15 +21,17 @@ from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.figures.loss_curve import plot_loss_curve
 from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_tensor
+from ..dreamcache_core.io.names import typed_path
+from ..dreamcache_core.io.text import split_lines
 from ..dreamcache_core.training.batches import make_batches
 from ..dreamcache_core.training.output_folder import TrainingFolder
-from ..dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession, describe_weights
+from ..dreamcache_core.training.session import NO_LORAS, UNTRAINED, Origin, TrainingSession, describe_weights
 from ..dreamcache_core.training.settings import PRECISIONS, TrainingSettings
 from ..dreamcache_core.training.trainer import Trainer
 from ..dreamcache_core.training.triplets import open_triplets
 from ..dreamcache_core.unet import PIXELS_PER_LATENT
-from .host.base_model import structure_of
-from .host.folders import is_inside, output_folder, trainings_folder
+from .host.base_model import loras_of, structure_of
+from .host.folders import NO_FOLDER, is_inside, trainings_folder, triplets_folder
 from .host.frozen_base import ComfyUIBase
 from .host.generation import SampleSheet, choose_samples
 from .host.node_text import show_text
@@ -174,8 +176,10 @@ class DreamCacheTrainAdapter(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, name: str | None, resolution: int | None) -> bool | str:
+    def validate_inputs(cls, folder: str | None, name: str | None, resolution: int | None) -> bool | str:
         # None: the value comes from another node.
+        if folder is not None and typed_path(folder) == Path():
+            return NO_FOLDER
         if name is not None and not is_inside(trainings_folder(), name):
             return _no_name(name)
         return True if resolution is None or not resolution % PIXELS_PER_LATENT else _no_resolution(resolution)
@@ -207,9 +211,10 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             raise DreamCacheError(_no_name(name))
         if resolution % PIXELS_PER_LATENT:
             raise DreamCacheError(_no_resolution(resolution))
-        triplets = open_triplets(output_folder() / Path(folder).expanduser())
+        triplets = open_triplets(triplets_folder(folder))
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
         training = TrainingFolder(trainings_folder() / name)
+        training.check_writable()
         # ComfyUI runs nodes in inference mode, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             trained = _first_weights(model, adapter, seed)
@@ -221,12 +226,13 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 batch=batch,
                 resolution=resolution,
                 seed=seed,
+                loras=loras_of(model) or NO_LORAS,
             )
             samples = SampleSheet(
                 model,
                 clip,
                 vae,
-                *choose_samples(triplets, sample_prompts.splitlines(), resolution),
+                *choose_samples(triplets, split_lines(sample_prompts), resolution),
                 GenerationSettings(resolution=resolution),
             )
             session = TrainingSession(

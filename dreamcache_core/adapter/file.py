@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..errors import DreamCacheError
 from ..io.file_state import wait_until_settled
+from ..io.finite import check_finite
 from ..io.json_fields import Fields
 from ..io.layers import check_layers, read_layers
 from ..io.pickle_file import read_pickle
@@ -27,7 +29,8 @@ FILE_VERSION = 1
 
 # Name of a tensor in the authors' format:
 # `diffusion_model.output_blocks.4.1.transformer_blocks.0.attn_mem.to_q.weight`.
-_AUTHORS_PREFIX = "diffusion_model."
+# Programs that trained a wrapped model have put `model.` or `module.` in front.
+_AUTHORS_PREFIX = re.compile(r"^(?:(?:model|module)\.)*(?:diffusion_model\.)?")
 _AUTHORS_BLOCK = ".transformer_blocks.0."
 _AUTHORS_NAMES = {
     "norm2_mem": "norm_mem",
@@ -91,7 +94,9 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     if not path.is_file():
         raise DreamCacheError(f"{path} does not exist: put adapters into ComfyUI's models/dreamcache folder.")
     wait_until_settled(path)
-    contents, tensors = _read_pickle(path) if path.suffix in _PICKLED else _read_tensors(path)
+    contents, tensors = _read_pickle(path) if _is_pickle(path) else _read_tensors(path)
+    for name, tensor in tensors.items():
+        check_finite(tensor, f"The weight {name} of {path.name}", "download the adapter again, or train it again")
     # On the meta device, so that no weights are initialized only to be replaced by those of the file.
     with torch.device("meta"):
         adapter = Adapter(contents.layers, contents.base_model, operations, contents.provenance)
@@ -126,7 +131,7 @@ def describe_adapter(path: Path) -> AdapterDescription:
         size = path.stat().st_size
     except OSError:
         return AdapterDescription(0, problem=f"{path} does not exist.")
-    if path.suffix in _PICKLED:
+    if _is_pickle(path):
         return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
     try:
         with open_tensors(path) as file:
@@ -152,6 +157,10 @@ class _Contents:
     layers: tuple[TransformerLayer, ...]
     names: Mapping[str, str]
     provenance: tuple[Provenance, ...] = ()
+
+
+def _is_pickle(path: Path) -> bool:
+    return path.suffix.lower() in _PICKLED
 
 
 def _read_tensors(path: Path) -> tuple[_Contents, dict[str, torch.Tensor]]:
@@ -214,7 +223,7 @@ def _authors_contents(path: Path, tensors: Tensors) -> _Contents:
 
 def _own_name(path: Path, name: str) -> str:
     """The name in the Adapter's state of a tensor in the authors' format."""
-    layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
+    layer, found, rest = _AUTHORS_PREFIX.sub("", name).partition(_AUTHORS_BLOCK)
     part, _, parameter = rest.rpartition(".")
     if not found or part not in _AUTHORS_NAMES:
         raise DreamCacheError(f"{path.name} is {_guess_kind(name)}, not a DreamCache adapter: {_ADVICE}")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
+
+from .failures import writing
 
 _PARTIAL_FILE = re.compile(r"\.(.+)\.[0-9a-f]{32}", re.DOTALL)
 
@@ -18,11 +23,21 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
     `durable`: flush the content to the disk before the file gets its name, so that it survives a power failure.
     Raises OSError if the file can't be written.
     """
+    with open_atomically(path, durable=durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_atomically(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to write it piece by piece. It gets its name when the block ends without an error.
+
+    Otherwise like `write_atomically`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -31,6 +46,13 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
             _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise DreamCacheError unless files can be written into a folder, or the folder can be made. Leaves no trace."""
+    with writing(folder):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 def remove_partial_files(folder: Path, is_ours: Callable[[str], bool]) -> None:

@@ -19,7 +19,7 @@ def checkpoint_family(path: Path) -> str | None:
 
     None unless the file is a `.safetensors` checkpoint in the LDM layout. No weight is read.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return None
     try:
         with open_tensors(path) as file:

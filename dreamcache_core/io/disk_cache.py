@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import DreamCacheError
+from .atomic import check_writable
+from .failures import reason
 from .tensor_file import read_tensors, write_file
 
 FILE_KIND = "encoding"
@@ -19,10 +21,11 @@ class DiskCache:
     """Tensors by key, each in a file of its own.
 
     Several processes may share a folder, and may be killed at any time: files are written atomically, and damaged ones
-    are replaced.
+    are replaced. Raises DreamCacheError if the folder can't be written to.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_writable(folder)
         self._folder = folder
 
     def get(
@@ -52,8 +55,7 @@ class DiskCache:
             write_file(self._path(key), FILE_KIND, FILE_VERSION, {}, {"encoding": tensor})
         except OSError as error:
             raise DreamCacheError(
-                f"Cannot write to {self._folder}: {error.strerror}; free some space, or continue without "
-                "--cache-latents."
+                f"{self._folder} cannot be written: {reason(error)}, or continue without --cache-latents."
             ) from error
 
     def _path(self, key: str) -> Path:

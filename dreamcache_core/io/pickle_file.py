@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import DreamCacheError
+from .failures import reason
 from .file_state import file_state
 
 
@@ -26,7 +27,7 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor] | None:
             if file_state(file.fileno()) != before:
                 raise DreamCacheError(f"{path.name} changed while it was read: start again when it is complete.")
     except OSError as error:
-        raise DreamCacheError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise DreamCacheError(f"{path.name} cannot be read: {reason(error)}.") from error
     if _is_inflated(content):
         raise DreamCacheError(damaged)
     try:

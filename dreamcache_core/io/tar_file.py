@@ -5,26 +5,32 @@ Python's own reader trusts the headers: a crafted one keeps it busy for ever, or
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import DreamCacheError
+from .failures import reason
 
 _BLOCK = 512
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
 _TYPE = slice(156, 157)
+_LINK = slice(157, 257)
 _FILES = (b"0", b"\0", b"7")
 # Links, devices, folders and pipes, which no data follow, whatever size they give.
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
-_LONG_NAME, _EXTENDED, _SPARSE = b"L", b"x", b"S"
+_HARD_LINK = b"1"
+_LONG_NAME, _LONG_LINK, _EXTENDED, _SPARSE = b"L", b"K", b"x", b"S"
+# The names of their texts in extended headers.
+_LONG_FIELDS = {_LONG_NAME: "path", _LONG_LINK: "linkpath"}
 # Bytes of a long name, and of an extended header.
 _MAX_EXTENSION = 1_000_000
 
 
 def read_members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """The name of each file in a tar, with the offset and the size of its bytes.
+    """The name of each file in a tar, with the offset and the size of its bytes. A hard link has those of its file.
 
     Raises DreamCacheError at the first header that is damaged, after the files before it.
     """
@@ -32,7 +38,7 @@ def read_members(path: Path) -> Iterator[tuple[str, int, int]]:
         with path.open("rb") as file:
             yield from _read_members(file, path.stat().st_size)
     except OSError as error:
-        raise DreamCacheError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DreamCacheError(f"{path} cannot be read: {reason(error)}.") from error
     except ValueError as error:
         raise DreamCacheError(
             f"{path} is damaged or not an uncompressed tar: everything after the damage is skipped."
@@ -45,6 +51,7 @@ def _read_members(file: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]
         raise ValueError("no header")
     position = 0
     extended: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}
     while position < length:
         file.seek(position)
         header = file.read(_BLOCK)
@@ -60,16 +67,21 @@ def _read_members(file: BinaryIO, length: int) -> Iterator[tuple[str, int, int]]
             raise ValueError("data outside of the file")
         if kind == _SPARSE:
             raise ValueError("a sparse file, whose bytes lie in several places")
-        if kind in (_LONG_NAME, _EXTENDED):
+        if kind in (_LONG_NAME, _LONG_LINK, _EXTENDED):
             if size > _MAX_EXTENSION:
                 raise ValueError("too long a name")
             content = file.read(size)
-            extended |= {"path": _text(content)} if kind == _LONG_NAME else _records(content)
+            extended |= _records(content) if kind == _EXTENDED else {_LONG_FIELDS[kind]: _text(content)}
         else:
             name = extended.get("path") or _name(header)
             # An old tar marks a folder by its name alone; a pax one gives the map of a sparse file.
             if kind in _FILES and not name.endswith("/") and "GNU.sparse.major" not in extended:
+                places[posixpath.normpath(name)] = data, size
                 yield name, data, size
+            elif kind == _HARD_LINK:
+                linked = posixpath.normpath(extended.get("linkpath") or _text(header[_LINK]))
+                if linked in places:
+                    yield name, *places[linked]
             extended = {}
         position = data + -(-size // _BLOCK) * _BLOCK
 

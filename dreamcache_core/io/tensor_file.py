@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from ..errors import DreamCacheError
 from .atomic import write_atomically
+from .failures import reason
 from .file_state import file_state
 from .json_fields import Fields, MalformedError, is_unicode, parse_json
 
@@ -140,7 +141,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             f"{path.name} cannot be read as .safetensors because it is damaged or incomplete: download it again."
         ) from error
     except OSError as error:
-        raise DreamCacheError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise DreamCacheError(f"{path.name} cannot be read: {reason(error)}.") from error
 
 
 def read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:

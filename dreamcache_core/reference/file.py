@@ -11,6 +11,7 @@ import torch
 
 from ..errors import DreamCacheError
 from ..io.file_state import wait_until_settled
+from ..io.finite import check_finite
 from ..io.json_fields import Fields
 from ..io.tensor_file import TensorFile, checked_header, file_version, open_tensors, read_header, write_file
 from ..unet import PIXELS_PER_LATENT, STAGES, Stage
@@ -75,7 +76,10 @@ def load_references(path: Path, device: torch.device | str = "cpu") -> Reference
     wait_until_settled(path)
     with open_tensors(path) as file:
         _describe(path, file)  # First, so that no other file, of gigabytes perhaps, is read.
-        tensors = {name: tensor.to(device) for name, tensor in file.read().items()}
+        stored = file.read()
+        for name, tensor in stored.items():
+            check_finite(tensor, f"{name} of {path.name}", "encode the reference again, and save it again")
+        tensors = {name: tensor.to(device) for name, tensor in stored.items()}
         return _interpret(path, file.metadata, tensors)
 
 

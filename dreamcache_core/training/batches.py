@@ -82,6 +82,7 @@ def _collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
         # Computed here, since this runs in the workers.
         target_keys=[fingerprint(triplet.target) for triplet in triplets],
         reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
+        names=[triplet.name for triplet in triplets],
     )
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 from ..adapter.file import save_adapter
 from ..adapter.network import Adapter
 from ..errors import DreamCacheError
-from ..io.atomic import remove_partial_files, write_atomically
+from ..io.atomic import check_writable, remove_partial_files, write_atomically
+from ..io.failures import reason
 from ..io.json_fields import MalformedError, parse_json
 from . import checkpoints
 
@@ -52,9 +53,16 @@ class TrainingFolder:
             yield
         except OSError as error:
             raise DreamCacheError(
-                f"{error.filename or self.path} could not be read or written: {error.strerror or error}; make room or "
-                "put it right, then start the training again to resume it."
+                f"{error.filename or self.path} could not be read or written: {reason(error)}, then start the "
+                "training again to resume it."
             ) from error
+
+    def check_writable(self) -> None:
+        """Raise DreamCacheError if something of a training can't be written here: known before a model is loaded."""
+        for folder in (self.path, self._samples, self.logs):
+            check_writable(folder)
+        if self.adapter_path.is_dir():
+            raise DreamCacheError(f"{self.adapter_path} is a folder, where the adapter is written: rename it.")
 
     # --- Beginning and resuming --------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from .trainer import Progress, Trainer
 
 _HASH_DIGITS = 12
 UNTRAINED = "untrained"
+NO_LORAS = "none"
 
 GenerateSamples = Callable[[Adapter, str], Image.Image]
 """Generates samples with an adapter, as a contact sheet under a label."""
@@ -43,7 +44,7 @@ class Origin:
     """What a training is begun with, and must resume with.
 
     `base_hash`: `hash_weights` of the base model's U-Net. `adapter`: UNTRAINED, or what `describe_weights` gives.
-    `folder`: that of the triplets.
+    `folder`: that of the triplets. `loras`: NO_LORAS, or what tells the LoRAs on the U-Net from others.
     """
 
     base_hash: str
@@ -52,6 +53,7 @@ class Origin:
     batch: int
     resolution: int
     seed: int
+    loras: str = NO_LORAS
 
     def to_json(self) -> dict[str, str | int]:
         return {
@@ -61,6 +63,7 @@ class Origin:
             "batch": self.batch,
             "resolution": self.resolution,
             "seed": self.seed,
+            "LoRAs": self.loras,
         }
 
 

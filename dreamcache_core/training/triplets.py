@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 
 from ..errors import DreamCacheError
+from ..io.failures import reading
 from ..io.images import read_image, read_mask, to_tensor
-from ..reference.image import place_on_white, resize, subject_box, subject_on_white
+from ..io.text import decode_text
+from ..reference.image import how_bright, place_on_white, resize, subject_box, subject_on_white
 from ..unet import PIXELS_PER_LATENT
 from .augmentation import augment_reference
-from .triplet_files import TripletFiles, find_triplets
+from .triplet_files import find_triplets
+from .triplet_matching import TripletFiles
 
 # How often training empties a prompt. It never leaves a reference out: without one, the network is the frozen base.
 EMPTY_PROMPT_PROBABILITY = 0.07
@@ -113,7 +116,9 @@ def open_triplets(folder: Path) -> Triplets:
     Only checks that all files exist: `Triplets.load` and `Triplets.check` read them. Raises DreamCacheError if there is
     no triplet.
     """
-    if not folder.is_dir():
+    with reading(folder):
+        is_folder = folder.is_dir()
+    if not is_folder:
         raise DreamCacheError(f"{folder} is not a folder: choose the folder that contains the triplets.")
     return _some(folder, *find_triplets(folder))
 
@@ -153,7 +158,7 @@ def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triple
         mask = to_tensor(_centre(_read_mask(files, picture.size)))
         box = subject_box(mask)
         if box is None:
-            raise DreamCacheError(f"{files.name}: its mask is black in the square at its centre.")
+            raise DreamCacheError(f"{files.name}: its mask is {how_bright(mask)} in the square at its centre.")
         if random:
             reference = augment_reference(square[box], mask[box], resolution, random)
         else:
@@ -164,10 +169,7 @@ def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triple
 
 
 def _read_caption(files: TripletFiles) -> str:
-    try:
-        caption = files.caption.read().decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DreamCacheError(f"{files.name}: its caption cannot be read as UTF-8 text.") from error
+    caption = decode_text(files.caption.read, f"{files.name}: its caption").strip()
     if not caption:
         raise DreamCacheError(f"{files.name}: its caption is empty.")
     return caption

@@ -11,10 +11,14 @@ from tempfile import TemporaryDirectory
 import folder_paths
 
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.failures import reason
+from ...dreamcache_core.io.names import typed_path
 
 ADAPTERS = "dreamcache"
 REFERENCES = "dreamcache_references"
 """The names by which ComfyUI knows the folders of adapters and of saved references."""
+
+NO_FOLDER = "The folder's name is empty: enter that of the folder with the triplets."
 
 
 def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
@@ -61,6 +65,17 @@ def trainings_folder() -> Path:
     return output_folder() / "dreamcache_training"
 
 
+def triplets_folder(typed: str) -> Path:
+    """A folder of triplets as a person types it: one in ComfyUI's output folder, or the full path of another.
+
+    Raises DreamCacheError if nothing is typed, which would be the output folder itself.
+    """
+    path = typed_path(typed)
+    if path == Path():
+        raise DreamCacheError(NO_FOLDER)
+    return output_folder() / path
+
+
 def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) -> Path:
     """Save a .safetensors under the next free number of `prefix`. A failed save leaves nothing behind.
 
@@ -74,9 +89,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             path.unlink()
             raise
     except OSError as error:
-        raise DreamCacheError(
-            f"Cannot write {prefix} to {folder}: {error.strerror}; free some space or choose another name."
-        ) from error
+        raise DreamCacheError(f"Cannot write {prefix} to {folder}: {reason(error)}.") from error
     return path
 
 
@@ -87,7 +100,7 @@ def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], 
     `check`: raises an error if the file isn't acceptable. Returns the name by which ComfyUI lists the file. Raises
     DreamCacheError if `name` isn't valid or the file can't be written, and what `check` raises.
     """
-    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name)
+    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name, flags=re.IGNORECASE)
     if prefix == name or not is_inside(parent, prefix):
         raise DreamCacheError(outside_message(parent, name, "my_subject.safetensors"))
     with TemporaryDirectory() as temporary:

@@ -10,9 +10,9 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.network import untrained_adapter
-from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.generation import GenerationSettings
 from ...dreamcache_core.io.disk_cache import DiskCache
+from ...dreamcache_core.io.text import read_text, split_lines
 from ...dreamcache_core.training.batches import make_batches
 from ...dreamcache_core.training.estimate import describe, measure
 from ...dreamcache_core.training.log import ConsoleLog, TensorBoardLog
@@ -24,7 +24,7 @@ from ...dreamcache_core.training.settings import PRECISIONS
 from ...dreamcache_core.training.stopping import stop_requests
 from ...dreamcache_core.training.trainer import Trainer
 from ...dreamcache_core.training.triplets import Triplets, open_triplets
-from .base_model import structure_of
+from .base_model import load_checkpoint, structure_of
 from .frozen_base import ComfyUIBase
 from .generation import SampleSheet, choose_samples
 
@@ -41,16 +41,19 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _train(options: argparse.Namespace, processes: Processes) -> None:
-    settings, say = settings_of(options), processes.say
+    settings, say, folder = settings_of(options), processes.say, TrainingFolder(options.output)
     triplets = open_triplets(options.data)
+    prompts = split_lines(read_text(options.sample_prompts)) if options.sample_prompts else []
+    if not options.dry_run:
+        folder.check_writable()
+    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     say(triplets.description)
     say(f"Loading {options.checkpoint} …")
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    model, clip, vae = load_checkpoint(options.checkpoint)
     adapter = untrained_adapter(structure_of(model), settings.seed).to(model.load_device)
     together = f", trained by {processes.count} processes" if processes.count > 1 else ""
     say(f"{adapter.parameter_count:,} parameters for {adapter.base_model}{together}")
     say(f"layers: {', '.join(layer.name for layer in adapter.layers)}")
-    disk_cache = DiskCache(options.cache_latents) if options.cache_latents and not options.dry_run else None
     base = ComfyUIBase(
         model, vae, clip, adapter, PRECISIONS[options.precision], options.checkpointing, disk_cache=disk_cache
     )
@@ -69,7 +72,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     if options.dry_run:
         say(describe(trainer, measure(trainer, batches()), len(triplets), options.output))
         return
-    folder = TrainingFolder(options.output)
+    samples = _sample_sheet(options, triplets, prompts, model, clip, vae) if options.sample_every else None
     session = TrainingSession(
         trainer,
         folder,
@@ -84,7 +87,7 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         triplets=len(triplets),
         checkpoint_every=options.every,
         sample_every=options.sample_every,
-        generate_samples=_sample_sheet(options, triplets, model, clip, vae).generate if options.sample_every else None,
+        generate_samples=samples.generate if samples else None,
         write_adapter=True,
         processes=processes,
     )
@@ -102,13 +105,13 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _sample_sheet(
-    options: argparse.Namespace, triplets: Triplets, model: ModelPatcher, clip: comfy.sd.CLIP, vae: comfy.sd.VAE
+    options: argparse.Namespace,
+    triplets: Triplets,
+    prompts: list[str],
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
 ) -> SampleSheet:
     """The samples of `--sample-prompts`, or of some triplets' own prompts."""
-    prompts: list[str] = []
-    if options.sample_prompts:
-        if not options.sample_prompts.is_file():
-            raise DreamCacheError(f"{options.sample_prompts} is not there: give a text file with a prompt a line.")
-        prompts = options.sample_prompts.read_text(encoding="utf-8").splitlines()
     settings = GenerationSettings(steps=options.sample_steps, resolution=options.resolution)
     return SampleSheet(model, clip, vae, *choose_samples(triplets, prompts, options.resolution), settings)

@@ -261,6 +261,29 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     assert inside == after
 
 
+def test_dates_and_other_nodes_widgets_are_put_into_the_names_of_saved_files(front_end: FrontEnd) -> None:
+    saving = {
+        "DreamCacheSaveAdapter": "filename_prefix",
+        "DreamCacheSaveReferenceCache": "filename_prefix",
+        "DreamCacheSaveTriplet": "folder",
+        # ComfyUI's own, whose names these must be like.
+        "SaveLatent": "filename_prefix",
+    }
+    typed = "%date:yyyy-MM-dd%/%EmptyLatentImage.width%_cup"
+    front_end.add("EmptyLatentImage", (900, 100))
+    for number, (node, name) in enumerate(saving.items()):
+        front_end.add(node, (300, 100 + 200 * number))
+        set_widget = "([type, name, value]) => { const node = app.graph.nodes.find((one) => one.type === type); "
+        set_widget += "node.widgets.find((one) => one.name === name).value = value }"
+        front_end.page.evaluate(set_widget, [node, name, typed])
+    sent = {node["class_type"]: node["inputs"] for node in front_end.prompt().values()}
+    names = [sent[node][name] for node, name in saving.items()]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/512_cup", names[0])
+    assert len(set(names)) == 1
+    kept = front_end.page.evaluate("app.graph.nodes.flatMap((node) => node.widgets.map((widget) => widget.value))")
+    assert kept.count(typed) == len(saving)
+
+
 def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_end: FrontEnd) -> None:
     page = front_end.page
     front_end.add(STRENGTHS, (500, 200))

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support.structures import SD15, generated_state
 
+AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
+
 
 @pytest.fixture
 def structure() -> UNetStructure:
@@ -116,3 +118,27 @@ def test_a_models_hash_is_the_same_in_half_precision_and_another_after_any_chang
     moved = {**weights, "layer1.weight": weights["layer1.weight"] * 1.01}
     renamed = {name.replace("2", "3"): tensor for name, tensor in weights.items()}
     assert len({hash_weights(weights), hash_weights(moved), hash_weights(renamed)}) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named_when_the_file_is_loaded(structure, tmp_path: Path, value: float) -> None:
+    adapter = Adapter(select_layers(structure.layers), structure.base_model)
+    with torch.no_grad():
+        adapter["middle_block.1"].to_k.weight[3, 5] = value
+    save_adapter(tmp_path / "adapter.safetensors", adapter, torch.float16)
+    with pytest.raises(DreamCacheError, match=r"weight middle_block\.1\.to_k\.weight of \S+ contains NaN"):
+        load_adapter(tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model.", "model.diffusion_model."])
+def test_the_authors_format_loads_under_the_names_of_a_wrapped_model(tmp_path: Path, prefix: str) -> None:
+    adapter = load_adapter(AUTHORS_FILE).adapter
+    plain = torch.load(AUTHORS_FILE, weights_only=True)
+    wrapped = {prefix + name.removeprefix("diffusion_model."): tensor for name, tensor in plain.items()}
+    torch.save(wrapped, tmp_path / "wrapped.PT")
+    save_file(wrapped, tmp_path / "wrapped.SAFETENSORS")
+    for name in ("wrapped.PT", "wrapped.SAFETENSORS"):
+        loaded = load_adapter(tmp_path / name).adapter
+        assert set(loaded.layers) == set(adapter.layers)
+        assert all(torch.equal(tensor, adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+        assert describe_adapter(tmp_path / name).problem is None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -26,6 +25,7 @@ from dreamcache.dreamcache_core.training.loss import Batch
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.trainer import Progress, Trainer
 from PIL import Image
+from support.disks import disk
 from support.trainings import (
     ORIGIN,
     SETTINGS,
@@ -249,14 +249,31 @@ def test_folders_of_earlier_versions_resume_to_the_bit(
         open_session(new_trainer(), tmp_path, 2, replace(ORIGIN, batch=8))
 
 
-def test_a_loss_that_is_no_number_stops_training_and_changes_nothing(tmp_path: Path) -> None:
+def break_one_picture(trainer: Trainer, bad: Batch) -> None:
+    bad.targets[2] = math.nan
+
+
+def break_the_schedule(trainer: Trainer, bad: Batch) -> None:
+    trainer.base.sigmas.fill_(math.inf)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (break_one_picture, "loss of step 3 is not a number with cup/3: the VAE overflows"),
+        (break_the_schedule, "loss of step 3 is not a number with cup/1, cup/2, cup/3, cup/4: resume from the last"),
+    ],
+)
+def test_a_loss_that_is_no_number_names_its_triplets_and_changes_nothing(
+    tmp_path: Path, damage: Callable[[Trainer, Batch], None], sentence: str
+) -> None:
     trainer = new_trainer()
-    bad = batch(2)
-    bad.targets[0] = float("nan")
+    bad = replace(batch(2), names=["cup/1", "cup/2", "cup/3", "cup/4"])
     steps = open_session(trainer, tmp_path, 2).run([[batch(0)], [batch(1)], [bad]])
     next(steps), next(steps)
     before = weights(trainer)
-    with pytest.raises(DreamCacheError, match=r"loss of step 3 is not a number: resume from the last checkpoint with"):
+    damage(trainer, bad)
+    with pytest.raises(DreamCacheError, match=sentence):
         next(steps)
     assert torch.equal(weights(trainer), before)
     assert newest_checkpoint(tmp_path) == tmp_path / "step_000000002.checkpoint"
@@ -265,10 +282,8 @@ def test_a_loss_that_is_no_number_stops_training_and_changes_nothing(tmp_path: P
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB."""
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]).returncode:
-        pytest.skip("only root can mount a disk")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
+    with disk(tmp_path) as mounted:
+        yield mounted
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Path) -> None:
@@ -284,5 +299,5 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_is_whole(small_disk: Pa
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DreamCacheError, match=r"file.* could not be read or written: .*; make room or put it right"):
+    with pytest.raises(DreamCacheError, match=r"file.* could not be read or written: .*, then start the"):
         open_session(new_trainer(), tmp_path / "file" / "training", 1)
