@@ -5,6 +5,7 @@ Everything is drawn from a random generator, so that a file that does harm can b
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -54,7 +55,7 @@ def damage_json(value: Any, random: Random) -> Any:
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         places = list(_places(value))
         if not places:
-            return random.choice(_ODD)
+            return _odd(random)
         holder, key = random.choice(places)
         change = random.randrange(8)
         if change == 0:
@@ -67,7 +68,7 @@ def damage_json(value: Any, random: Random) -> Any:
         elif change == 3 and isinstance(holder, list):
             holder.extend([holder[key]] * random.choice((1, 2, 2000)))
         else:
-            holder[key] = random.choice(_ODD)
+            holder[key] = _odd(random)
     return value
 
 
@@ -170,6 +171,11 @@ def odd_pickle(tensors: dict[str, torch.Tensor], traps: Path, random: Random) ->
     else:
         torch.save(content, file, _use_new_zipfile_serialization=bool(random.randrange(5)))
     return file.getvalue()
+
+
+def _odd(random: Random) -> Any:
+    # A copy, for it may be damaged in turn.
+    return copy.deepcopy(random.choice(_ODD))
 
 
 def _places(value: Any) -> Any:
