@@ -15,6 +15,7 @@ from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
@@ -45,14 +46,14 @@ def tcfg(model: ModelPatcher) -> ModelPatcher:
 def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio: Studio, applied: Callable) -> None:
     """The third term is a difference of two predictions, which must come out of the same kind of evaluation."""
 
-    def push(change: Callable[[ModelPatcher], ModelPatcher]) -> float:
-        return difference(
-            sample(change(applied(studio.model, strength=WEAK, image_guidance=3.0))),
-            sample(change(applied(studio.model, strength=WEAK))),
-        )
+    def push(order: Callable, other: Callable[[ModelPatcher], ModelPatcher]) -> float:
+        apply = partial(applied, strength=WEAK)
+        guided = order(studio.model, partial(apply, image_guidance=3.0), other)
+        return difference(sample(guided), sample(order(studio.model, apply, other)))
 
-    alone = push(lambda model: model)
-    assert 0.5 * alone < push(tcfg) < 2 * alone
+    alone = push(ORDERS[0], lambda model: model)
+    for order in ORDERS:
+        assert 0.5 * alone < push(order, tcfg) < 2 * alone
 
 
 def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
@@ -79,19 +80,20 @@ def test_nodes_may_keep_state_in_the_options_of_a_run(
 
 
 def test_options_are_what_they_were_after_a_step(studio: Studio, applied: Callable) -> None:
-    seen: list[set[str]] = []
+    seen: list[tuple[set[str], set[str]]] = []
 
     def look(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any], *args: Any) -> Any:
+        before = set(model_options)
         result = executor(x, timestep, model_options, *args)
-        seen.append(set(model_options))
+        seen.append((before, set(model_options)))
         return result
 
     model = applied(studio.model, image_guidance=2.0).clone()
-    plain = set(model.model_options)
     model.wrappers[WrappersMP.PREDICT_NOISE] = {"test": [look], **model.wrappers[WrappersMP.PREDICT_NOISE]}
     sample(model, guider(model))
     sample(model)
-    assert seen == [plain] * 8
+    assert len(seen) == 8
+    assert all(before == after for before, after in seen)
 
 
 def test_the_guider_beside_nodes_that_evaluate_prompts_in_their_own_way(studio: Studio, applied: Callable) -> None:
@@ -121,7 +123,7 @@ def test_options_that_others_copied_without_the_reference_are_told_of(
     predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
     model = applied(remembers_options(studio.model, predictions))
     sample(model)
-    assert all(difference(*pair) > 1e-3 for pair in predictions)
+    assert not any(torch.equal(*pair) for pair in predictions)
     (warning,) = [record.getMessage() for record in caplog.records if "DreamCache" in record.getMessage()]
     assert warning.endswith("put that node after Apply DreamCache.")
     caplog.clear()
@@ -149,6 +151,17 @@ def test_a_forward_that_others_swap_and_restore_in_any_order(studio: Studio, app
     assert block.forward.__func__ is type(block).forward
     del block.forward
     assert not block._forward_pre_hooks
+
+
+def test_merging_keeps_the_reference_of_the_first_model_only(studio: Studio, applied: Callable) -> None:
+    """ComfyUI takes nothing but weights of the second."""
+
+    def merged(*models: ModelPatcher) -> torch.Tensor:
+        return sample(ModelMergeSimple().merge(*models, ratio=0.5)[0])
+
+    referenced = applied(studio.model)
+    assert difference(merged(referenced, studio.model), sample(referenced)) < 1e-4
+    assert torch.equal(merged(studio.model, referenced), merged(studio.model, studio.model))
 
 
 def windowed(model: ModelPatcher) -> ModelPatcher:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
