@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -22,10 +23,12 @@ from PIL import Image
 
 from ..errors import DreamCacheError
 from ..io.atomic import open_atomically, remove_partial_files, write_atomically
+from ..io.text import read_json_object
 from ..training.triplet_files import write_tar
 from .source import LeftOut, PictureTriplet, Row, Source, UnusableError
 
 ROWS_PER_TAR = 500
+_OUR_FILES = re.compile(r"\d{5}\.(tar|json)|left_out\.txt|begun_with\.json")
 # JPEG's, without subsampling of colours. The data sets' own pictures are compressed more.
 _JPEG_QUALITY = 95
 # Rows that wait for their turn to be written, for each thread.
@@ -67,7 +70,7 @@ class PreparedFolder:
         self._notes = folder / ".prepared"
         self._begin({"rows_per_tar": ROWS_PER_TAR, **source.identity})
         for each in (folder, self._notes):
-            remove_partial_files(each)
+            remove_partial_files(each, lambda name: bool(_OUR_FILES.fullmatch(name)))
 
     def is_done(self, tar: int) -> bool:
         try:
@@ -106,7 +109,7 @@ class PreparedFolder:
         path = self._notes / "begun_with.json"
         if not path.is_file():
             write_atomically(path, json.dumps(identity, indent=2).encode(errors="replace"))
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json_object(path, "choose another folder")
         changed = sorted(name for name in before.keys() | identity if before.get(name) != identity.get(name))
         if changed:
             raise DreamCacheError(

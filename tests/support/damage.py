@@ -5,6 +5,7 @@ Everything is drawn from a random generator, so that a file that does harm can b
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -15,12 +16,22 @@ from random import Random
 from typing import Any
 
 import torch
+from dreamcache.dreamcache_core.errors import DreamCacheError
 
 _ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 64, 10**9, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", "0", "320", "F32", "I64", "BOOL", "\ud800", "\0", "é" * 50, "x" * 100_000, "middle_block.1", "a.b.c", "."),
     *([], {}, [[]], [1, 2], [-1], [2**62, 2**62], {"a": 1}, ["x"] * 100),
 )
+
+
+def verdict(read: Callable[[], Any]) -> str | None:
+    """Why something can't be read; None if it can."""
+    try:
+        read()
+    except DreamCacheError as error:
+        return str(error)
+    return None
 
 
 def damage_bytes(content: bytes, random: Random) -> bytes:
@@ -54,7 +65,7 @@ def damage_json(value: Any, random: Random) -> Any:
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         places = list(_places(value))
         if not places:
-            return random.choice(_ODD)
+            return _odd(random)
         holder, key = random.choice(places)
         change = random.randrange(8)
         if change == 0:
@@ -67,7 +78,7 @@ def damage_json(value: Any, random: Random) -> Any:
         elif change == 3 and isinstance(holder, list):
             holder.extend([holder[key]] * random.choice((1, 2, 2000)))
         else:
-            holder[key] = random.choice(_ODD)
+            holder[key] = _odd(random)
     return value
 
 
@@ -170,6 +181,11 @@ def odd_pickle(tensors: dict[str, torch.Tensor], traps: Path, random: Random) ->
     else:
         torch.save(content, file, _use_new_zipfile_serialization=bool(random.randrange(5)))
     return file.getvalue()
+
+
+def _odd(random: Random) -> Any:
+    # A copy, for it may be damaged in turn.
+    return copy.deepcopy(random.choice(_ODD))
 
 
 def _places(value: Any) -> Any:
