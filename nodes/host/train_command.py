@@ -72,6 +72,9 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
         chosen = range(0, len(triplets), math.ceil(len(triplets) / FITTED_ON))
         references = (triplets.plain(index, options.resolution).reference.unsqueeze(0) for index in chosen)
         begin_as_the_model(base, adapter, references, settings.seed)
+        for weight in adapter.parameters():
+            # Fitted on several GPUs, it may differ in the last bits.
+            weight.data.copy_(processes.average(weight.data))
     trainer = Trainer(base, adapter, settings, processes.average)
     batches = partial(
         make_batches,
@@ -119,9 +122,10 @@ def _train(options: argparse.Namespace, processes: Processes) -> None:
     with stop_requests() as is_stop_requested:
         for _ in session.run(batches(first_step=session.step), listeners, is_stop_requested):
             pass
-    if session.is_flat:
+    is_finished = session.step >= settings.steps
+    if session.is_flat and not is_finished:
         say(f"The gap stopped growing before step {session.step:,}: the same command with --patience 0 trains on.")
-    elif session.step < settings.steps:
+    elif not is_finished:
         sys.exit(f"Stopped after step {session.step:,}: the same command resumes there." if processes.is_main else 1)
     say(f"The adapter is {folder.adapter_path.resolve()}.")
 
