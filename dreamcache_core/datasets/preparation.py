@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from PIL import Image
 
 from ..errors import DreamCacheError
 from ..io.atomic import open_atomically, remove_partial_files, write_atomically
+from ..io.text import read_json_object
 from ..training.triplet_files import write_tar
 from .source import LeftOut, PictureTriplet, Row, Source, UnusableError
 
@@ -52,6 +54,8 @@ class Report:
         return Report(self.rows + other.rows, self.triplets + other.triplets, self.left_out + other.left_out)
 
 
+_FILE = re.compile(r"[0-9]{5,}\.(tar|json)|left_out\.txt|begun_with\.json")
+"""What is written into the folder, and into that of its notes."""
 NOTHING = Report(0, 0, Counter())
 
 
@@ -67,12 +71,12 @@ class PreparedFolder:
         self._notes = folder / ".prepared"
         self._begin({"rows_per_tar": ROWS_PER_TAR, **source.identity})
         for each in (folder, self._notes):
-            remove_partial_files(each)
+            remove_partial_files(each, lambda name: bool(_FILE.fullmatch(name)))
 
     def is_done(self, tar: int) -> bool:
         try:
             self.read(tar)
-        except (OSError, ValueError):  # It is missing, or was being written when the power failed.
+        except (OSError, ValueError, KeyError, TypeError):  # It is missing, or was damaged when the power failed.
             return False
         return self._tar(tar).is_file()
 
@@ -106,7 +110,7 @@ class PreparedFolder:
         path = self._notes / "begun_with.json"
         if not path.is_file():
             write_atomically(path, json.dumps(identity, indent=2).encode(errors="replace"))
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json_object(path, "delete it to go on with the data and the settings that are set now")
         changed = sorted(name for name in before.keys() | identity if before.get(name) != identity.get(name))
         if changed:
             raise DreamCacheError(
