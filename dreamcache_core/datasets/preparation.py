@@ -28,6 +28,7 @@ from ..training.triplet_files import write_tar
 from .source import LeftOut, PictureTriplet, Row, Source, UnusableError
 
 ROWS_PER_TAR = 500
+_OUR_FILES = re.compile(r"\d{5}\.(tar|json)|left_out\.txt|begun_with\.json")
 # JPEG's, without subsampling of colours. The data sets' own pictures are compressed more.
 _JPEG_QUALITY = 95
 # Rows that wait for their turn to be written, for each thread.
@@ -54,8 +55,6 @@ class Report:
         return Report(self.rows + other.rows, self.triplets + other.triplets, self.left_out + other.left_out)
 
 
-_FILE = re.compile(r"[0-9]{5,}\.(tar|json)|left_out\.txt|begun_with\.json")
-"""What is written into the folder, and into that of its notes."""
 NOTHING = Report(0, 0, Counter())
 
 
@@ -71,7 +70,7 @@ class PreparedFolder:
         self._notes = folder / ".prepared"
         self._begin({"rows_per_tar": ROWS_PER_TAR, **source.identity})
         for each in (folder, self._notes):
-            remove_partial_files(each, lambda name: bool(_FILE.fullmatch(name)))
+            remove_partial_files(each, lambda name: bool(_OUR_FILES.fullmatch(name)))
 
     def is_done(self, tar: int) -> bool:
         try:
@@ -110,7 +109,7 @@ class PreparedFolder:
         path = self._notes / "begun_with.json"
         if not path.is_file():
             write_atomically(path, json.dumps(identity, indent=2).encode(errors="replace"))
-        before = read_json_object(path, "delete it to go on with the data and the settings that are set now")
+        before = read_json_object(path, "choose another folder")
         changed = sorted(name for name in before.keys() | identity if before.get(name) != identity.get(name))
         if changed:
             raise DreamCacheError(

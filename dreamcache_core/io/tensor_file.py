@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from ..errors import DreamCacheError
 from .atomic import write_atomically
-from .failures import reason
+from .failures import reading, reason
 from .file_state import file_state
 from .json_fields import Fields, MalformedError, is_unicode, parse_json
 
@@ -194,15 +194,12 @@ def checked_header(path: Path) -> Iterator[None]:
 def name_and_hash(path: Path) -> str:
     """A file's name with the first 12 hexadecimal digits of its SHA-256, by which model sites list files.
 
-    Raises DreamCacheError if the file is missing.
+    Raises DreamCacheError if the file can't be read.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except FileNotFoundError:
-        raise DreamCacheError(f"{path} does not exist.") from None
+    with reading(path), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
     return f"{path.name} ({digest.hexdigest()[:12]})"
 
 

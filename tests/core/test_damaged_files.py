@@ -20,7 +20,6 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import describe_adapter, load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
-from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io import file_state
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.io.disk_cache import DiskCache
@@ -33,7 +32,7 @@ from dreamcache.dreamcache_core.training.triplet_files import find_triplets
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from PIL import Image
 from safetensors.torch import save_file
-from support.damage import damage_bytes, damage_json, damage_tensor_file, damage_zip, dump_json, odd_pickle
+from support.damage import damage_bytes, damage_json, damage_tensor_file, damage_zip, dump_json, odd_pickle, verdict
 
 MEMORY = 2**30
 SECONDS = 10
@@ -77,15 +76,6 @@ def attack(count: int, seed: str, path: Path, damage: Callable[[Random], bytes],
                 signal.setitimer(signal.ITIMER_PROF, 0)
     finally:
         signal.signal(signal.SIGPROF, before)
-
-
-def verdict(read: Callable[[], Any]) -> str | None:
-    """Why something can't be read; None if it can."""
-    try:
-        read()
-    except DreamCacheError as error:
-        return str(error)
-    return None
 
 
 def check_same_verdict(described: str | None, loaded: str | None) -> None:

@@ -16,12 +16,22 @@ from random import Random
 from typing import Any
 
 import torch
+from dreamcache.dreamcache_core.errors import DreamCacheError
 
 _ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 64, 10**9, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", "0", "320", "F32", "I64", "BOOL", "\ud800", "\0", "é" * 50, "x" * 100_000, "middle_block.1", "a.b.c", "."),
     *([], {}, [[]], [1, 2], [-1], [2**62, 2**62], {"a": 1}, ["x"] * 100),
 )
+
+
+def verdict(read: Callable[[], Any]) -> str | None:
+    """Why something can't be read; None if it can."""
+    try:
+        read()
+    except DreamCacheError as error:
+        return str(error)
+    return None
 
 
 def damage_bytes(content: bytes, random: Random) -> bytes:
