@@ -58,6 +58,14 @@ class Neighbour:
 
     def __init__(self, server: ComfyUIServer) -> None:
         self._server, self._definitions, self._runs = server, server.object_info(), 0
+        self._alone: dict[str, Latents] = {}
+
+    def alone(self, case: Case, **settings: Any) -> Latents:
+        """What is drawn without the pack's nodes, the first time it was."""
+        key = repr((case.scene, settings))
+        if key not in self._alone:
+            self._alone[key] = self.draw(case, False, "before", **settings)
+        return self._alone[key]
 
     def draw(self, case: Case, theirs: bool, order: str = "", **settings: Any) -> Latents:
         """Run a graph. `theirs`: with the pack's nodes. `order`: "before", where Apply DreamCache comes before them,
@@ -109,11 +117,11 @@ def measure(neighbour: Neighbour, case: Case) -> list[str]:
 
     def effect(theirs: Latents, order: str, **settings: Any) -> tuple[str, Latents]:
         both = draw(case, True, order, **settings)
-        alone = draw(case, False, "before", **settings)
+        alone = neighbour.alone(case, **settings)
         without = theirs if "guider" not in settings else draw(case, True, "before", strength=0.0, **settings)
         return f"{both.change(without) / alone.change(plain):.2f}", both
 
-    plain, reference = draw(case, False), draw(case, False, "before")
+    plain, reference = neighbour.alone(case, strength=0.0), neighbour.alone(case)
     theirs = draw(case, True)
     shown, both = effect(theirs, "before")
     has_order = case.patch is not None
@@ -129,7 +137,7 @@ def measure(neighbour: Neighbour, case: Case) -> list[str]:
     elif not np.array_equal(draw(case, True).values, theirs.values):
         note = "draws something else each time, by itself"
     elif case.tiles:
-        whole = draw(case, False, "before", region=True).by_eighths(plain)
+        whole = neighbour.alone(case, region=True).by_eighths(plain)
         tiles = draw(case, True, "before", region=True).by_eighths(theirs)
         largest = np.abs(whole / whole.sum() - tiles / tiles.sum()).max()
         note = f"a region's change by eighths of the width differs by {largest:.1%} at most"
