@@ -29,6 +29,7 @@ from ..dreamcache_core.training.session import NO_LORAS, UNTRAINED, Origin, Trai
 from ..dreamcache_core.training.settings import PRECISIONS, TrainingSettings
 from ..dreamcache_core.training.trainer import Trainer
 from ..dreamcache_core.training.triplets import open_triplets
+from ..dreamcache_core.training.validation import HeldOut
 from ..dreamcache_core.unet import PIXELS_PER_LATENT
 from .host.base_model import loras_of, structure_of
 from .host.folders import NO_FOLDER, is_inside, trainings_folder, triplets_folder
@@ -165,6 +166,25 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     optional=True,
                     tooltip="Start from this trained adapter instead of from scratch. The original stays unchanged.",
                 ),
+                io.Int.Input(
+                    "held_out",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Triplets that aren't trained on. At each checkpoint they show whether the adapter looks "
+                    "at its reference: the gap, in green on the curve. 0 = no validation; 64 is plenty.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="End the training when the gap hasn't grown for this many checkpoints. 0 = train all "
+                    "steps.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache and DreamCache Save Adapter."),
@@ -206,6 +226,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         warm_up: int,
         checkpoint_every: int,
         adapter: ModelPatcher | None = None,
+        held_out: int = 0,
+        patience: int = 0,
     ) -> io.NodeOutput:
         if not is_inside(trainings_folder(), name):
             raise DreamCacheError(_no_name(name))
@@ -213,6 +235,10 @@ class DreamCacheTrainAdapter(io.ComfyNode):
             raise DreamCacheError(_no_resolution(resolution))
         triplets = open_triplets(triplets_folder(folder))
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
+        unseen = validated = None
+        if held_out:
+            unseen, triplets = triplets.hold_out(held_out)
+            validated = HeldOut(unseen, settings, resolution, together=batch // parts)
         training = TrainingFolder(trainings_folder() / name)
         training.check_writable()
         # ComfyUI runs nodes in inference mode, which has no gradients.
@@ -227,12 +253,13 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 resolution=resolution,
                 seed=seed,
                 loras=loras_of(model) or NO_LORAS,
+                held_out=held_out,
             )
             samples = SampleSheet(
                 model,
                 clip,
                 vae,
-                *choose_samples(triplets, split_lines(sample_prompts), resolution),
+                *choose_samples(unseen or triplets, split_lines(sample_prompts), resolution),
                 GenerationSettings(resolution=resolution),
             )
             session = TrainingSession(
@@ -243,6 +270,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 checkpoint_every=checkpoint_every,
                 sample_every=sample_every,
                 generate_samples=samples.generate,
+                held_out=validated,
+                patience=patience,
             )
             batches = make_batches(triplets, settings, resolution, first_step=session.step, micro_batches=parts)
             try:
@@ -254,10 +283,11 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 base.unload()
             finished = session.finished_adapter().cpu()
         show_text(cls, f"Trained {session.step:,} steps on {triplets.description}")
+        gaps = [(validation.step, validation.gap) for validation in session.validations]
         sheets = [to_tensor(sheet) for sheet in training.sheets(session.step)]
         return io.NodeOutput(
             wrap_for_sampling(finished),
-            to_tensor(plot_loss_curve(session.losses, max(steps, session.step))).unsqueeze(0),
+            to_tensor(plot_loss_curve(session.losses, max(steps, session.step), gaps)).unsqueeze(0),
             # Without samples, the nodes that would show them don't run.
             torch.stack(sheets) if sheets else ExecutionBlocker(None),
         )

@@ -3,6 +3,7 @@
 step_000001000.checkpoint   what the training resumes from: the last two (checkpoints.py)
 begun_with.json             what it was begun with, and must resume with
 losses.txt                  the loss of each step, one a line; nan where it isn't known
+validations.jsonl           what each validation measured, one a line
 samples/step_000001000.png  contact sheets of samples
 adapter.safetensors         the adapter as of the newest checkpoint; written by the command only
 logs/                       TensorBoard events; written by the command only
@@ -16,7 +17,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ from ..io.atomic import check_writable, remove_partial_files, write_atomically
 from ..io.failures import reason
 from ..io.json_fields import MalformedError, parse_json
 from . import checkpoints
+from .validation import Validation
 
 _NEWEST = 16
+# What earlier versions didn't record, as it was then.
+_UNRECORDED = {"held_out": 0}
 _SHEET = re.compile(r"step_([0-9]{9}|[1-9][0-9]{9,17})\.png")
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ class TrainingFolder:
         self.logs = path / "logs"
         self._begun_with = path / "begun_with.json"
         self._losses = path / "losses.txt"
+        self._validations = path / "validations.jsonl"
         self._samples = path / "samples"
 
     @contextlib.contextmanager
@@ -73,7 +78,8 @@ class TrainingFolder:
         setting differs.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        before = self._read_begun_with() if checkpoints.newest_checkpoint(self.path) else {}
+        before = self._read_begun_with() if checkpoints.newest_checkpoint(self.path) else None
+        before = {} if before is None else {**_UNRECORDED, **before}
         for name, value in settings.items():
             if before.get(name, value) != value:
                 raise DreamCacheError(
@@ -85,7 +91,7 @@ class TrainingFolder:
 
     def clean(self) -> None:
         """Remove the partial files of a process that was killed. No other process may train in this folder."""
-        files = {self._begun_with.name, self._losses.name, self.adapter_path.name}
+        files = {path.name for path in (self._begun_with, self._losses, self._validations, self.adapter_path)}
         remove_partial_files(self.path, lambda name: name in files or checkpoints.is_checkpoint(name))
         remove_partial_files(self._samples, lambda name: bool(_SHEET.fullmatch(name)))
         checkpoints.remove_old_partial_files(self.path)
@@ -124,11 +130,12 @@ class TrainingFolder:
 
     def losses(self) -> list[float]:
         """The loss of each step so far."""
-        return [_number(line) for line in self._read_losses()]
+        return [_number(line) for line in _complete_lines(self._losses)]
 
     def resume_losses(self, steps: int) -> list[float]:
         """The losses of the first `steps` steps, NaN where they aren't known. Losses of later steps are dropped."""
-        lines = [str(math.nan) if math.isnan(_number(line)) else line for line in self._read_losses()[:steps]]
+        lines = _complete_lines(self._losses)[:steps]
+        lines = [str(math.nan) if math.isnan(_number(line)) else line for line in lines]
         lines += [str(math.nan)] * (steps - len(lines))
         write_atomically(self._losses, "".join(f"{line}\n" for line in lines).encode())
         return [float(line) for line in lines]
@@ -137,10 +144,25 @@ class TrainingFolder:
         with self._losses.open("a", encoding="utf-8") as file:
             file.write(f"{loss:.6g}\n")
 
-    def _read_losses(self) -> list[str]:
-        text = self._losses.read_text(encoding="utf-8", errors="replace") if self._losses.is_file() else ""
-        # Without the last part: a line that is being written right now, or nothing.
-        return text.split("\n")[:-1]
+    # --- Validations -------------------------------------------------------------------------------------------------
+
+    def validations(self, steps: float = math.inf) -> list[Validation]:
+        """Those of the first `steps` steps, in order, without damaged ones."""
+        found: list[Validation] = []
+        for line in _complete_lines(self._validations):
+            with contextlib.suppress(MalformedError):
+                found.append(Validation.from_json(parse_json(line)))
+        return [validation for validation in found if validation.step <= steps]
+
+    def add_validation(self, validation: Validation) -> None:
+        with self._validations.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(validation.to_json()) + "\n")
+
+    def keep_validations(self, validations: Sequence[Validation]) -> None:
+        """Drop all others."""
+        if validations or self._validations.is_file():
+            lines = [json.dumps(validation.to_json()) + "\n" for validation in validations]
+            write_atomically(self._validations, "".join(lines).encode())
 
     # --- Samples -----------------------------------------------------------------------------------------------------
 
@@ -165,6 +187,13 @@ class TrainingFolder:
     def sheet_path(self, step: int) -> Path:
         """The path of the contact sheet of a step, whether there is one or not."""
         return self._samples / f"step_{step:09d}.png"
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a file, none if it isn't there."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    # Without the last part: a line that is being written right now, or nothing.
+    return text.split("\n")[:-1]
 
 
 def _open_sheet(path: Path) -> Image.Image | None:

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -105,6 +106,17 @@ class Trainer:
         torch._foreach_lerp_(self._averaged, [parameter.detach() for parameter in self._parameters], 1 - decay)
         self.is_between_steps = True
         return float(loss)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The adapter has its averaged weights meanwhile, which are those to use. The step after is the same."""
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._averaged)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self._parameters, trained)
 
     @torch.no_grad()
     def _refuse(self, micro_batches: Sequence[Batch], losses: torch.Tensor) -> NoReturn:

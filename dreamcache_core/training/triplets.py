@@ -63,6 +63,11 @@ class Triplets:
         return tuple(self._problems)
 
     @property
+    def own_references(self) -> int:
+        """How many triplets have a reference of their own, which isn't augmented."""
+        return sum(files.reference is not None for files in self._files)
+
+    @property
     def description(self) -> str:
         """How many triplets there are, and the problems of others, in a few lines."""
         count, problems = f"{len(self):,} triplets in {self.folder}", self.problems
@@ -93,6 +98,19 @@ class Triplets:
                     self._problems[str(error)] = None
                     _LOG.warning("DreamCache trains without a triplet: %s", error)
         raise DreamCacheError(f"No triplet of {self.folder} can be used: {next(iter(self._problems))}")
+
+    def hold_out(self, count: int) -> tuple[Triplets, Triplets]:
+        """The first `count` triplets by name, which aren't trained on, and the others. More data, with later names,
+        leaves them what they are.
+
+        Raises DreamCacheError if no triplet is left to train on.
+        """
+        if count >= len(self):
+            raise DreamCacheError(
+                f"{count} triplets can't be held out of the {len(self)} in {self.folder}: hold out fewer, or add some."
+            )
+        held_out, rest = self._files[:count], self._files[count:]
+        return Triplets(self.folder, held_out, ()), Triplets(self.folder, rest, self.problems)
 
     def check(self, on_progress: Callable[[int], None] = lambda done: None) -> Triplets:
         """Read every file. Returns the triplets that can be used, with the problems of all others.

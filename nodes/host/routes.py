@@ -9,7 +9,8 @@
     GET /dreamcache/checkpoints/<name>          {"base_model": the family, null if the header doesn't show it}
     GET /dreamcache/curve?over_sampling&values  {"curve": the curve that DreamCache Strengths makes of these inputs,
                                                  "problem": why there is none}; one of the two is null
-    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a sheet}
+    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a sheet,
+                                                 "validations": each Validation, with its gap}
     GET /dreamcache/samples/<step>/<name>       PNG: a training's sheet of samples after this step
 
 The names of files are those that ComfyUI lists in the folders `dreamcache`, `dreamcache_references` and `checkpoints`;
@@ -216,7 +217,11 @@ def _training(name: str) -> TrainingFolder:
 
 
 def _describe_training(folder: TrainingFolder, steps: Mapping[str, int]) -> dict[str, Any]:
-    return {"curve": make_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
+    return {
+        "curve": make_loss_curve(folder.losses(), **steps).to_json(),
+        "samples": folder.sheet_steps(),
+        "validations": [{**validation.to_json(), "gap": validation.gap} for validation in folder.validations()],
+    }
 
 
 def _not_found(message: str) -> web.HTTPNotFound:

@@ -12,6 +12,7 @@ make_demo.py gpu           goes on with both on a GPU
 make_demo.py yardstick     trains what measures them, and puts it where tests find it
 make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
 make_demo.py ablations     trains adapters that differ in one thing each, and measures them
+make_demo.py learning      trains adapters from different starts and of fewer subjects, and prints their gaps
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from demo_recipe import (  # noqa: E402
     base,
     evaluation,
     joint,
+    learning,
     loop,
     on_gpu,
     package,
@@ -74,7 +76,7 @@ from demo_recipe import (  # noqa: E402
 
 STEPS = (
     *("artwork", "autoencoder", "scenes", "decoder", "base", "joint", "adapter", "gpu"),
-    *("yardstick", "results", "ablations"),
+    *("yardstick", "results", "ablations", "learning"),
 )
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
@@ -120,6 +122,10 @@ def main() -> None:
             _make_results(options)
         case "ablations":
             _make_ablations(options.count or adapter.ABLATION_STEPS)
+        case "learning":
+            networks = demo_network.demo_networks(load_file(MODEL))
+            unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [22], 192))
+            learning.print_learning(adapter.Training(networks), scenes.read_scenes(), unseen, options.count or 160)
 
 
 def _make_base(steps: int) -> None:

@@ -314,11 +314,16 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     (training / "samples").mkdir(parents=True, exist_ok=True)
     (training / "losses.txt").write_text("".join(f"{1 + 1 / step:.6g}\n" for step in range(1, 2001)) + "nan\n")
     Image.new("RGB", (64, 32), "red").save(training / "samples" / "step_000000500.png")
+    (training / "validations.jsonl").write_text(
+        "".join(f'{{"step": {step}, "right": 1, "other": 1.5, "none": 1.2, "error": 0.1}}\n' for step in (500, 1500))
+    )
     front_end.add(TRAIN, (500, 50))
     page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
     curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
+    expect(curve).to_contain_text("gap 0.5000 ± 0.1000 after step 1,500")
+    assert "L" in (curve.locator(".gap").get_attribute("d") or "")
 
     curve.focus()
     page.keyboard.press("+")

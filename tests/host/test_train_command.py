@@ -36,10 +36,17 @@ def test_the_command_trains_an_adapter_and_resumes(
     def files() -> list[str]:
         return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
 
-    estimate = train("--steps", "3", "--dry-run").stdout
+    kept = ["--recipe", "smoke", "--held-out", "0", "--cache-latents", str(tmp_path / "latents")]
+    estimate = train("--steps", "3", "--dry-run", *kept).stdout
+    assert "recipe: smoke, whether everything works, in minutes on a GPU: steps 20, batch 2, resolution 256" in estimate
     assert "3 steps of 2 are 6 samples, or 3.0 epochs of 2 triplets" in estimate
     assert re.search(r"[1-9]\.\d\d GiB between steps, [1-9]\.\d\d GiB at the peak of a step", estimate)
-    assert "disk: 0.27 GiB for checkpoints and the adapter" in estimate
+    assert "disk: 0.27 GiB for checkpoints and the adapter, and 0.00 GiB for latents and prompts, of" in estimate
+    hours = r"250,000 samples [\d,.]+ h, 1,000,000 samples [\d,.]+ h, 9,600,000 samples [\d,.]+ h"
+    assert re.search(rf"time: [\d.]+ samples/s \(measured\), .+ in all; {hours}\n", estimate)
+    assert re.search(r"operations: 0\.0\d+ TFLOP for a sample, 0\.0\d+ in later epochs \(counted\)", estimate)
+    for card in ("RTX 3060 12 GB (26 TFLOP/s)", "RTX 4090 (165 TFLOP/s)", "H100 SXM (990 TFLOP/s)"):
+        assert re.search(rf"  {re.escape(card)}: {hours}$", estimate, re.MULTILINE)
     assert not files()
 
     first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")

@@ -94,6 +94,8 @@ class Canceller:
 
     def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None: ...
 
+    def on_validation(self, validations: object) -> None: ...
+
     def on_end(self) -> None: ...
 
 
@@ -197,6 +199,7 @@ def test_the_adapter_is_that_of_the_last_step_though_the_process_was_killed_befo
         ({"batch": 8}, "batch 4, but now it is 8"),
         ({"resolution": 128}, "resolution 64, but now it is 128"),
         ({"seed": 4}, "seed 3, but now it is 4"),
+        ({"held_out": 8}, "held_out 0, but now it is 8"),
     ],
 )
 def test_training_does_not_resume_with_another_origin(tmp_path: Path, change: dict[str, Any], difference: str) -> None:
@@ -233,8 +236,9 @@ def test_folders_of_earlier_versions_resume_to_the_bit(
         (tmp_path / "begun_with.json").write_text(json.dumps({**begun_with, "batch": 4, "resolution": 64, "seed": 3}))
         # It was killed after step 5.
         (tmp_path / "losses.txt").write_text("".join(f"{loss:.6g}\n" for loss in losses[:5]))
-        with pytest.raises(DreamCacheError, match="started with seed 3, but now it is 4"):
-            open_session(new_trainer(), tmp_path, 2, replace(ORIGIN, seed=4))
+        for change, problem in (({"seed": 4}, "seed 3, but now it is 4"), ({"held_out": 8}, "held_out 0, but now")):
+            with pytest.raises(DreamCacheError, match=f"started with {problem}"):
+                open_session(new_trainer(), tmp_path, 2, replace(ORIGIN, **change))
 
     resumed = new_trainer()
     session = open_session(resumed, tmp_path, 2)

@@ -20,6 +20,7 @@ from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, Reference
 from dreamcache.dreamcache_core.reference.file import save_references
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
+from dreamcache.dreamcache_core.training.validation import Validation
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
@@ -136,8 +137,13 @@ def test_a_training_tells_its_losses_and_samples_however_long_it_is(server: Comf
     for step in range(1, 5001):
         training.add_loss(float("nan") if step == 5000 else 1 / step)
     training.add_sheet(Image.new("RGB", (4, 4)), 500)
+    measured = {"step": 500, "right": 1.0, "other": 1.5, "none": 1.25, "error": 0.1}
+    training.add_validation(Validation.from_json(measured))
+    with (training.path / "validations.jsonl").open("a") as file:
+        file.write("damaged\n")
     _, answer = ask(server, "/dreamcache/trainings/told")
     curve = answer["curve"]
+    assert answer["validations"] == [{**measured, "gap": 0.5}]
     assert (curve["total"], len(curve["steps"]), curve["steps"][0], curve["steps"][-1]) == (5000, 512, 1, 5000)
     assert (curve["losses"][0], curve["losses"][-1], answer["samples"]) == (1.0, None, [500])
     curve = ask(server, "/dreamcache/trainings/told?first=11&last=13")[1]["curve"]
