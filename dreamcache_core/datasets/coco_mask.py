@@ -18,7 +18,7 @@ _NUMBERS_OF_TRIANGLE = 6
 class Outline:
     """The mask of an object in a picture. `area`: in pixels. `left` … `bottom`: the box around it, in pixels.
 
-    `counts`: the lengths of its runs, column by column, the first of which is outside of the object.
+    `runs`: its pixels, as compressed RLE.
     """
 
     area: float
@@ -26,12 +26,13 @@ class Outline:
     top: float
     right: float
     bottom: float
-    counts: tuple[int, ...]
+    runs: str
 
     def draw(self, width: int, height: int) -> np.ndarray:
         """The mask in a picture of this size: (height, width), uint8, 255 on the object."""
-        inside = np.arange(len(self.counts)) % 2 * 255
-        return np.repeat(inside.astype(np.uint8), self.counts).reshape(width, height).T
+        counts = _decompress(self.runs)
+        inside = np.arange(len(counts)) % 2 * 255  # Runs alternate, and begin outside; pixels go column by column.
+        return np.repeat(inside.astype(np.uint8), counts).reshape(width, height).T
 
 
 def read_outline(segmentation: Any, width: int, height: int) -> Outline:
@@ -46,8 +47,7 @@ def read_outline(segmentation: Any, width: int, height: int) -> Outline:
     else:
         mask = masks.merge(masks.frPyObjects(_polygons(segmentation, width, height), height, width))
     left, top, box_width, box_height = map(float, masks.toBbox(mask))
-    counts = tuple(_decompress(mask["counts"].decode()))
-    return Outline(float(masks.area(mask)), left, top, left + box_width, top + box_height, counts)
+    return Outline(float(masks.area(mask)), left, top, left + box_width, top + box_height, mask["counts"].decode())
 
 
 def import_masks() -> Any:
