@@ -78,8 +78,7 @@ class TrainingFolder:
         setting differs.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        before = self._read_begun_with() if checkpoints.newest_checkpoint(self.path) else None
-        before = {} if before is None else {**_UNRECORDED, **before}
+        before = self._read_begun_with() if checkpoints.newest_checkpoint(self.path) else {}
         for name, value in settings.items():
             if before.get(name, value) != value:
                 raise DreamCacheError(
@@ -106,11 +105,11 @@ class TrainingFolder:
 
     def _read_begun_with(self) -> dict[str, Any]:
         if not self._begun_with.is_file():
-            return {}  # A training of the command, from before it wrote this file.
+            return {**_UNRECORDED}  # A training of the command, from before it wrote this file.
         with contextlib.suppress(MalformedError):
             before = parse_json(self._begun_with.read_bytes())
             if isinstance(before, dict):
-                return before
+                return {**_UNRECORDED, **before}
         _LOG.warning(
             "%s is damaged, so it can't be checked that this training resumes with the settings it was begun with: "
             "make sure that it does. The file is written again.",

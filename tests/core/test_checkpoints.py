@@ -94,7 +94,7 @@ def test_files_of_the_user_are_neither_read_nor_deleted(tmp_path: Path) -> None:
     assert all((tmp_path / name).read_bytes() == b"mine" for name in names)
 
 
-SETTINGS: dict[str, str | int] = {"batch": 4, "seed": 3}
+SETTINGS: dict[str, str | int] = {"batch": 4, "seed": 3, "held_out": 2}
 
 
 @pytest.mark.parametrize(
