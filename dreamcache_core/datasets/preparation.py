@@ -75,7 +75,7 @@ class PreparedFolder:
     def is_done(self, tar: int) -> bool:
         try:
             self.read(tar)
-        except (OSError, ValueError):  # It is missing, or was being written when the power failed.
+        except (OSError, ValueError, KeyError, TypeError):  # It is missing, or was damaged when the power failed.
             return False
         return self._tar(tar).is_file()
 

@@ -27,7 +27,7 @@ ENVIRONMENT: Environment = enter(pack=False)
 
 import numpy as np  # noqa: E402
 import safetensors.numpy  # noqa: E402
-from benchmarks.neighbour_graphs import CASES, Case, Link, Scene  # noqa: E402
+from benchmarks.neighbour_graphs import CASES, LOADS_ONLY, Case, Link, Scene  # noqa: E402
 from harness.comfyui_server import ComfyUIServer, WorkflowError  # noqa: E402
 from harness.markdown_table import markdown_table  # noqa: E402
 
@@ -58,6 +58,14 @@ class Neighbour:
 
     def __init__(self, server: ComfyUIServer) -> None:
         self._server, self._definitions, self._runs = server, server.object_info(), 0
+        self._alone: dict[str, Latents] = {}
+
+    def alone(self, case: Case, **settings: Any) -> Latents:
+        """What is drawn without the pack's nodes, the first time it was."""
+        key = repr((case.scene, settings))
+        if key not in self._alone:
+            self._alone[key] = self.draw(case, False, "before", **settings)
+        return self._alone[key]
 
     def draw(self, case: Case, theirs: bool, order: str = "", **settings: Any) -> Latents:
         """Run a graph. `theirs`: with the pack's nodes. `order`: "before", where Apply DreamCache comes before them,
@@ -69,7 +77,7 @@ class Neighbour:
         if theirs:
             case.prompts(scene)
         for turn in ("before", "theirs", "after"):
-            if turn == "theirs" and theirs:
+            if turn == "theirs" and theirs and case.patch:
                 model = case.patch(scene, model)
             elif turn == order:
                 model = apply(scene, model, **settings)
@@ -109,14 +117,14 @@ def measure(neighbour: Neighbour, case: Case) -> list[str]:
 
     def effect(theirs: Latents, order: str, **settings: Any) -> tuple[str, Latents]:
         both = draw(case, True, order, **settings)
-        alone = draw(case, False, "before", **settings)
+        alone = neighbour.alone(case, **settings)
         without = theirs if "guider" not in settings else draw(case, True, "before", strength=0.0, **settings)
         return f"{both.change(without) / alone.change(plain):.2f}", both
 
-    plain, reference = draw(case, False), draw(case, False, "before")
+    plain, reference = neighbour.alone(case, strength=0.0), neighbour.alone(case)
     theirs = draw(case, True)
     shown, both = effect(theirs, "before")
-    has_order = theirs_patch(case)
+    has_order = case.patch is not None
     other_order, after = effect(theirs, "after") if has_order else ("", both)
     if has_order and np.array_equal(after.values, both.values):
         other_order = "the same"
@@ -124,13 +132,15 @@ def measure(neighbour: Neighbour, case: Case) -> list[str]:
     own = attempt(lambda: effect(theirs, "before", own=True)[0])
     guided = "" if case.sample else attempt(lambda: effect(theirs, "before", guider=2.0)[0])
     note = ""
-    if not np.array_equal(theirs.values, plain.values) and case.tiles:
-        whole = draw(case, False, "before", region=True).by_eighths(plain)
+    if np.array_equal(theirs.values, plain.values):
+        note = "changes nothing by itself here"
+    elif not np.array_equal(draw(case, True).values, theirs.values):
+        note = "draws something else each time, by itself"
+    elif case.tiles:
+        whole = neighbour.alone(case, region=True).by_eighths(plain)
         tiles = draw(case, True, "before", region=True).by_eighths(theirs)
         largest = np.abs(whole / whole.sum() - tiles / tiles.sum()).max()
         note = f"a region's change by eighths of the width differs by {largest:.1%} at most"
-    elif np.array_equal(theirs.values, plain.values):
-        note = "does nothing on the demo model"
     return [
         *(shown, other_order, own, guided),
         yes(np.array_equal(again.values, both.values)),
@@ -139,11 +149,6 @@ def measure(neighbour: Neighbour, case: Case) -> list[str]:
         f"{again.seconds / theirs.seconds:.2f} ×",
         note,
     ]
-
-
-def theirs_patch(case: Case) -> bool:
-    """Whether a case patches the model, so that there are two orders."""
-    return case.patch is not Case.patch
 
 
 def attempt(run: Callable[[], str]) -> str:
@@ -169,10 +174,10 @@ def measure_pack(folder: Path, cases: Sequence[Case]) -> list[list[str]]:
         loads = "(IMPORT FAILED)" not in server.log.read_text(errors="replace")
         neighbour = Neighbour(server)
         for case in cases:
-            cells = [""] * 8 + ["loads; its nodes need weights that the bench has not"]
+            cells = [""] * 8 + ["loads"]
             if not loads:
-                cells = [""] * 8 + ["**doesn't load** in this ComfyUI, with DreamCache or without"]
-            elif case.title != "loads only":
+                cells = [""] * 8 + ["**doesn't load** in this ComfyUI"]
+            elif case.title != LOADS_ONLY:
                 try:
                     cells = measure(neighbour, case)
                 except (WorkflowError, KeyError, ValueError) as error:

@@ -41,7 +41,7 @@ CORE = (
 )
 PATCHING = (
     ("options",),
-    ("injection", "recording"),
+    ("injection", "recording", "layout"),
     ("run_state",),
     ("blocks", "guidance", "caching_pass"),
     ("sampling",),

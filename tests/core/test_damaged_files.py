@@ -78,6 +78,11 @@ def attack(count: int, seed: str, path: Path, damage: Callable[[Random], bytes],
         signal.signal(signal.SIGPROF, before)
 
 
+def check_same_verdict(described: str | None, loaded: str | None) -> None:
+    """A description is that of the header, and only NaN among the values can make it differ from loading."""
+    assert described == loaded or (described is None and loaded and "contains NaN or infinity" in loaded)
+
+
 def an_adapter() -> Adapter:
     return Adapter(LAYERS, "SD1.x", provenance=(Provenance("0" * 64, 10, 4, 30),)).half()
 
@@ -103,7 +108,7 @@ def test_an_adapter_is_described_as_it_loads(whose: str, count: int, tmp_path: P
     assert describe_adapter(path).problem is None
 
     def read() -> None:
-        assert describe_adapter(path).problem == verdict(lambda: load_adapter(path))
+        check_same_verdict(describe_adapter(path).problem, verdict(lambda: load_adapter(path)))
 
     attack(count, f"adapter, {whose}", path, lambda random: damage_tensor_file(sound, random), read)
 
@@ -159,7 +164,7 @@ def test_a_reference_is_described_as_it_loads_and_then_computes(version: int, co
 
     def read() -> None:
         problem = verdict(lambda: load_references(path))
-        assert describe_references(path).problem == problem
+        check_same_verdict(describe_references(path).problem, problem)
         if problem is None:
             file = load_references(path)
             assert describe_references(path).description == file.description

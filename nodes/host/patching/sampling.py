@@ -126,8 +126,9 @@ class _Evaluations:
     ) -> tuple[tuple[Any, ...], Options] | None:
         """A forward pre-hook of the U-Net: adds to its options what the blocks need to know."""
         options = arguments.get("transformer_options") or {}
-        if KEY not in options:
-            self._warn()
+        if not options.get(KEY):
+            if KEY not in options:
+                self._warn()
             return None
         # Options that another node copied when it patched the model know nothing of this run.
         run = run_state(options if RUN_KEY in options else self._options)
