@@ -299,12 +299,12 @@ def test_damaged_state_of_a_training_does_not_end_it(count: int, tmp_path: Path)
 
 def test_a_damaged_encoding_is_made_again(count: int, tmp_path: Path) -> None:
     cache, made = DiskCache(tmp_path), torch.ones(3)
-    cache.get(["key"], lambda numbers: [made])
+    cache.get(["key"], [(3,)], lambda numbers: [made])
     (path,) = tmp_path.rglob("*.safetensors")
     sound = path.read_bytes()
 
     def read() -> None:
-        (tensor,) = cache.get(["key"], lambda numbers: [made])
+        (tensor,) = cache.get(["key"], [(3,)], lambda numbers: [made])
         assert isinstance(tensor, torch.Tensor)
 
     attack(count, "encoding", path, lambda random: damage_tensor_file(sound, random), read)
