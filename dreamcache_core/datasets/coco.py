@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import DreamCacheError
 from .coco_index import AnnotatedPicture, CocoIndex
-from .coco_mask import Outline, read_outline
+from .coco_mask import Outline, import_masks, read_outline
 from .source import LeftOut, PictureTriplet, Row, UnusableError, decode_picture
 
 # Pixels between an object and its picture's border. Masks of objects that are cut off often end just before it.
@@ -46,12 +46,13 @@ class Coco:
     """The objects of a data set in COCO's format. A row is a picture.
 
     `instances`, `captions`: its files; without captions, prompts name the object's category. `images`: the folder of
-    the pictures. Raises DreamCacheError if a file can't be read.
+    the pictures. Raises DreamCacheError if a file can't be read, or if pycocotools isn't installed.
     """
 
     def __init__(self, instances: Path, captions: Path | None, images: Path, choice: Choice) -> None:
         if not images.is_dir():
             raise DreamCacheError(f"{images} is not a folder: choose the one that holds the pictures.")
+        import_masks()  # Before the annotations are sorted, which may take minutes.
         self._index = CocoIndex(instances, captions)
         self._files = [path for path in (instances, captions) if path]
         self._images, self._choice = images, choice

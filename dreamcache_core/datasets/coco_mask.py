@@ -39,7 +39,7 @@ def read_outline(segmentation: Any, width: int, height: int) -> Outline:
 
     Raises UnusableError if it is damaged or doesn't fit the picture; DreamCacheError if pycocotools isn't installed.
     """
-    masks = _masks()
+    masks = import_masks()
     if isinstance(segmentation, dict):
         runs = {"size": [height, width], "counts": _runs(segmentation, width, height)}
         mask = masks.frPyObjects(runs, height, width)
@@ -50,7 +50,8 @@ def read_outline(segmentation: Any, width: int, height: int) -> Outline:
     return Outline(float(masks.area(mask)), left, top, left + box_width, top + box_height, counts)
 
 
-def _masks() -> Any:
+def import_masks() -> Any:
+    """The part of pycocotools that reads masks. Raises DreamCacheError if it isn't installed."""
     try:
         from pycocotools import mask
     except ImportError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..errors import DreamCacheError
 from ..figures.contact_sheet import contact_sheet
 from ..io.atomic import open_atomically
 from ..io.images import to_image
@@ -41,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
             return
         begun = time.monotonic()
         source = _SOURCES[options.step](options)
+        if not len(source):
+            raise DreamCacheError("The data set has no rows: choose other files.")
         print(f"{len(source):,} rows, found in {_in_words(time.monotonic() - begun)}", flush=True)
         if options.dry_run:
             print(_estimate(source, options.threads, options.output))

@@ -37,7 +37,7 @@ def _add_subjects200k(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--padding",
-        type=int,
+        type=_whole,
         default=subjects200k.PADDING,
         help="pixels by which each half of an image is larger than its picture (default: %(default)s)",
     )
@@ -63,7 +63,7 @@ def _add_coco(parser: argparse.ArgumentParser) -> None:
         help="most area of an object, as a fraction of the square (default: %(default)s)",
     )
     parser.add_argument(
-        "--objects", type=int, default=_CHOICE.objects, help="most objects of a picture (default: %(default)s)"
+        "--objects", type=_counted, default=_CHOICE.objects, help="most objects of a picture (default: %(default)s)"
     )
 
 
@@ -71,7 +71,10 @@ def _add_look(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of triplets")
     parser.add_argument("--sheet", type=Path, required=True, help="file for the picture, such as sheet.png")
     parser.add_argument(
-        "--rows", type=int, default=_SHEET_ROWS, help="how many triplets to draw, spread evenly (default: %(default)s)"
+        "--rows",
+        type=_counted,
+        default=_SHEET_ROWS,
+        help="triplets to draw, spread evenly (default: %(default)s)",
     )
 
 
@@ -79,5 +82,24 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the triplets")
     parser.add_argument("--dry-run", action="store_true", help="measure some rows, say what all will take, and stop")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="threads that read pictures (default: %(default)s)"
+        "--threads",
+        type=_counted,
+        default=os.cpu_count() or 1,
+        help="that read pictures (default: %(default)s)",
     )
+
+
+def _whole(text: str) -> int:
+    """A whole number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
+def _counted(text: str) -> int:
+    """A whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number

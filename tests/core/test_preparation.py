@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from dreamcache.dreamcache_core.datasets import preparation
+from dreamcache.dreamcache_core.datasets.coco import Choice, Coco
 from dreamcache.dreamcache_core.datasets.preparation import Report, make_rows, prepare
 from dreamcache.dreamcache_core.datasets.source import PictureTriplet, Row, UnusableError
+from dreamcache.dreamcache_core.datasets.subjects200k import Subjects200K
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.prepare import main
 from dreamcache.dreamcache_core.training.triplets import open_triplets
@@ -204,3 +206,26 @@ def test_triplets_are_looked_at_in_a_contact_sheet(tmp_path: Path, say: Callable
         assert sheet.height > 5 * 256
     with pytest.raises(SystemExit, match="nowhere is not a folder"):
         say("look", "--data", tmp_path / "nowhere", "--sheet", tmp_path / "sheet.png")
+
+
+def test_wrong_options_and_empty_data_end_the_command_with_a_sentence(
+    tmp_path: Path, say: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_parquet(tmp_path / "train.parquet", [])
+    output = ("--data", data, "--output", tmp_path / "triplets")
+    with pytest.raises(SystemExit, match="The data set has no rows: choose other files"):
+        say("subjects200k", *output, "--dry-run")
+    for option, value in (("--threads", 0), ("--padding", -1)):
+        with pytest.raises(SystemExit):
+            say("subjects200k", *output, option, value)
+        assert f"argument {option}: {value} is less than" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = CocoFiles(tmp_path / "coco", pictures=1).write()
+    for package in ("pyarrow", "pycocotools"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DreamCacheError, match="need pyarrow: run pip install pyarrow"):
+        Subjects200K(tmp_path)
+    with pytest.raises(DreamCacheError, match="need pycocotools: run pip install pycocotools"):
+        Coco(choice=Choice(), **paths)
