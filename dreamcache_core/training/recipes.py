@@ -31,7 +31,6 @@ RECIPES = {
             "every": 10,
             "held_out": 4,
             "cache_precision": "float16",
-            "start": "own-attention",
         },
     ),
     "evening": Recipe(
@@ -48,7 +47,6 @@ RECIPES = {
             "every": 500,
             "held_out": 64,
             "cache_precision": "float16",
-            "start": "own-attention",
         },
     ),
     "paper": Recipe(

@@ -110,13 +110,13 @@ class Trainer:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The adapter has its averaged weights meanwhile, which are those to use. The step after is the same."""
-        trained = [parameter.detach().clone() for parameter in self._parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._averaged)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_(self._parameters, trained)
+        weights = [parameter.detach() for parameter in self._parameters]
+        trained = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, self._averaged)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(weights, trained)
 
     @torch.no_grad()
     def _refuse(self, micro_batches: Sequence[Batch], losses: torch.Tensor) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
@@ -216,5 +217,6 @@ def begin_as_the_model(base: ComfyUIBase, adapter: Adapter, images: Iterable[tor
             yield base.frozen_tokens(latents, torch.randn(latents.shape, generator=random).to(latents))
 
     base.load()
-    blocks = {layer.name: base.unet.get_submodule(layer.name).transformer_blocks[0] for layer in adapter.layers}
+    transformers: dict[str, Any] = {layer.name: base.unet.get_submodule(layer.name) for layer in adapter.layers}
+    blocks = {name: transformer.transformer_blocks[0] for name, transformer in transformers.items()}
     begin_with_own_attention(adapter, blocks, pictures())

@@ -77,7 +77,7 @@ def of_subjects(scenes: Scenes, count: int) -> Scenes:
 
 def choose(scenes: Scenes, places: Sequence[int]) -> Scenes:
     """Some of the scenes, in this order."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for field in dataclasses.fields(scenes):
         values = getattr(scenes, field.name)
         is_tensor = isinstance(values, torch.Tensor)

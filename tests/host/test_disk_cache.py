@@ -98,7 +98,8 @@ def test_cached_training_has_the_bits_of_uncached_and_the_second_epoch_encodes_n
     cached = new_base("sd15", DiskCache(tmp_path / "cache"), Counting)
     for epoch, expected in zip(epochs, uncached, strict=True):
         before = cached.images, cached.prompts
-        assert torch.equal(*losses_of_epochs(cached, [epoch]), expected)
+        (losses,) = losses_of_epochs(cached, [epoch])
+        assert torch.equal(losses, expected)
     assert before == (cached.images, cached.prompts) == (6, 4)  # With the empty prompt of the caching pass.
     # Another process, or the same training resumed.
     other = new_base("sd15", DiskCache(tmp_path / "cache"), Counting)

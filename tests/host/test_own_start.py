@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from dreamcache.dreamcache_core.adapter.network import Adapter, untrained_adapter
@@ -21,6 +23,11 @@ def started() -> tuple[ComfyUIBase, Adapter]:
     return base, adapter
 
 
+def block_of(base: ComfyUIBase, layer: str) -> Any:
+    transformer: Any = base.unet.get_submodule(layer)
+    return transformer.transformer_blocks[0]
+
+
 def test_keys_and_values_of_unseen_pictures_are_near_those_of_the_frozen_block(
     started: tuple[ComfyUIBase, Adapter],
 ) -> None:
@@ -32,7 +39,7 @@ def test_keys_and_values_of_unseen_pictures_are_near_those_of_the_frozen_block(
         layer = adapter[name]
         key, value = layer.keys_values(tokens.features)
         # Softmax ignores what all keys share; to_out's bias has what all values share.
-        frozen = base.unet.get_submodule(name).transformer_blocks[0].attn1
+        frozen = block_of(base, name).attn1
         out = layer.to_out(value)
         for ours, theirs in (
             (key - key.mean(1, True), tokens.key - tokens.key.mean(1, True)),
@@ -45,7 +52,7 @@ def test_keys_and_values_of_unseen_pictures_are_near_those_of_the_frozen_block(
 def test_it_queries_as_the_frozen_block_and_changes_nothing_yet(started: tuple[ComfyUIBase, Adapter]) -> None:
     base, adapter = started
     for layer in adapter.layers:
-        block = base.unet.get_submodule(layer.name).transformer_blocks[0]
+        block = block_of(base, layer.name)
         tokens = torch.randn(1, 5, layer.channels)
         ours = adapter[layer.name]
         torch.testing.assert_close(ours.to_q(ours.norm_mem(tokens)), block.attn1.to_q(block.norm1(tokens)))
