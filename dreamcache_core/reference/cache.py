@@ -50,13 +50,20 @@ class CachingInput:
     """What a caching pass takes beside the model, so that it can be run again at any noise level.
 
     `latent`, `noise`: (references, 4, height, width), in the VAE's scale. `context`: the empty prompt's conditioning,
-    (1, tokens, channels). `pooled`: its pooled vector, (1, channels), or None.
+    (1, tokens, channels). `pooled`: its pooled vector, (1, channels), or None. `weight`: of each of these references in
+    an average. `noise_levels`: the features of passes at other noise levels, which sampling runs add.
     """
 
     latent: torch.Tensor
     noise: torch.Tensor
     context: torch.Tensor
     pooled: torch.Tensor | None = None
+    weight: float = 1.0
+    noise_levels: NoiseLevels = field(default_factory=NoiseLevels)
+
+    def __len__(self) -> int:
+        """The number of references."""
+        return len(self.latent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +76,7 @@ class ReferenceBatch:
     `prompt`: of the caching pass, empty in the paper. `source`: what they were encoded with, None if unknown.
     `strength`: weight of each of these references beside others in the same cache.
     `subject`: (references, height, width) in latent pixels, 1 on the subject; only tokens on it are attended to.
-    None: all tokens are. `caching_input`: None if it is unknown. `averaged`: the batches that this one is the mean of.
-    `noise_levels`: features at other noise levels, which sampling runs add.
+    None: all tokens are. `caching_inputs`: one, or of an average one for each batch in it; empty if they are unknown.
     """
 
     features: dict[str, torch.Tensor]
@@ -82,27 +88,21 @@ class ReferenceBatch:
     source: Source | None = None
     strength: float = 1.0
     subject: torch.Tensor | None = None
-    caching_input: CachingInput | None = None
-    averaged: tuple[ReferenceBatch, ...] = ()
-    noise_levels: NoiseLevels = field(default_factory=NoiseLevels)
+    caching_inputs: tuple[CachingInput, ...] = ()
 
     def __len__(self) -> int:
         """The number of references."""
         return self.features[self.layers[0].name].shape[0]
-
-    @property
-    def encoded(self) -> tuple[ReferenceBatch, ...]:
-        """The batches that have a caching pass of their own: this one, or those that it is the mean of."""
-        return self.averaged or (self,)
 
     def features_at(self, sigma: float, layer: str, weights: Hashable) -> torch.Tensor:
         """The features nearest to a noise level: (references, channels, height, width).
 
         `weights`: of the U-Net. Raises DreamCacheError if none are cached with these weights.
         """
-        if self.averaged:
-            return mean_features(self.averaged, [one.features_at(sigma, layer, weights) for one in self.averaged])
-        return self.noise_levels.nearest(sigma, weights)[layer]
+        features = [given.noise_levels.nearest(sigma, weights)[layer] for given in self.caching_inputs]
+        if len(features) == 1 and len(features[0]) == len(self):
+            return features[0]
+        return mean_features(features, [given.weight for given in self.caching_inputs])
 
     @property
     def images(self) -> list[Image.Image | None]:
@@ -114,7 +114,7 @@ class ReferenceBatch:
         """The tokens that are attended to: (references, height, width) bool, all of them or only the subject's."""
         recorded = self.features.get(layer)
         if recorded is None:
-            recorded = self.encoded[0].noise_levels.latest[layer]
+            recorded = self.caching_inputs[0].noise_levels.latest[layer]
         height, width = recorded.shape[2:]
         if self.subject is None:
             return torch.ones(len(self), height, width, dtype=torch.bool)
@@ -123,13 +123,14 @@ class ReferenceBatch:
         return subject >= subject.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
 
 
-def mean_features(batches: Sequence[ReferenceBatch], features: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of a layer's features over all references of batches, weighted by their strengths: (1, channels, height,
-    width). `features`: of each batch, (references, channels, height, width).
+def mean_features(features: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted mean of a layer's features over all references of several batches: (1, channels, height, width).
+
+    `features`: of each batch, (references, channels, height, width). `weights`: of each reference in that batch.
     """
-    total = sum(batch.strength * len(batch) for batch in batches)
-    sums = [batch.strength * of_batch.sum(0) for batch, of_batch in zip(batches, features, strict=True)]
-    return (torch.stack(sums).sum(0) / total).unsqueeze(0)
+    weighted = list(zip(features, weights, strict=True))
+    total = sum(weight * len(of_batch) for of_batch, weight in weighted)
+    return (torch.stack([weight * of_batch.sum(0) for of_batch, weight in weighted]).sum(0) / total).unsqueeze(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +219,7 @@ class ReferenceCache:
 
     def check_noise_levels(self) -> None:
         """Raise DreamCacheError unless caching passes at other noise levels are possible."""
-        if any(encoded.caching_input is None for batch in self.batches for encoded in batch.encoded):
+        if not all(batch.caching_inputs for batch in self.batches):
             raise DreamCacheError(
                 "The reference cache holds features of one timestep, which only trained adapters use, and the model's "
                 "own attention needs those of every step: encode the image again with DreamCache Encode Reference, and "

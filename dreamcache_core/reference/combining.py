@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import DreamCacheError
 from ..unet import PIXELS_PER_LATENT
-from .cache import ReferenceBatch, ReferenceCache, Source, mean_features
+from .cache import CachingInput, ReferenceBatch, ReferenceCache, Source, mean_features
 
 
 def combine(
@@ -34,18 +34,17 @@ def average(references: Sequence[ReferenceCache], strengths: Sequence[float]) ->
             f"The references have different sizes ({words} pixels), so they cannot be averaged: set mode to "
             "concatenate, or encode images of the same shape."
         )
-    layers = ReferenceCache(batches).layers
+    layers, weights = ReferenceCache(batches).layers, [batch.strength for batch in batches]
     averaged = replace(
         batches[0],
         features={
-            layer.name: mean_features(batches, [batch.features[layer.name] for batch in batches]) for layer in layers
+            layer.name: mean_features([batch.features[layer.name] for batch in batches], weights) for layer in layers
         },
         layers=layers,
         source=_common_source(batches),
         strength=1.0,
         subject=None,
-        caching_input=None,
-        averaged=batches,
+        caching_inputs=_weighted_inputs(batches),
     )
     return ReferenceCache((averaged,))
 
@@ -66,6 +65,19 @@ def _weighted(references: Sequence[ReferenceCache], strengths: Sequence[float]) 
             "them with the model you generate with."
         )
     return batches
+
+
+def _weighted_inputs(batches: Sequence[ReferenceBatch]) -> tuple[CachingInput, ...]:
+    """The caching inputs of batches with their weights in the batches' average; empty if one is unknown."""
+    if not all(batch.caching_inputs for batch in batches):
+        return ()
+    weighted = []
+    for batch in batches:
+        # A batch may be an average itself, and counts for as much as its references.
+        total = sum(given.weight * len(given) for given in batch.caching_inputs)
+        share = batch.strength * len(batch) / total
+        weighted += [replace(given, weight=share * given.weight) for given in batch.caching_inputs]
+    return tuple(weighted)
 
 
 def _common_source(batches: Sequence[ReferenceBatch]) -> Source | None:

@@ -90,7 +90,7 @@ def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options
     operations = count_operations({*COUNTED_SIZES, *options.sizes}, bool(options.ipadapter_plus))
     _say("steps of the demo model")
     demo_steps, demo_operations = measure_demo(options)
-    sizes = {**measure_files(adapter, cache), **measure_runs(environment)}
+    sizes = {**measure_files(adapter, cache), **measure_noise_levels(bench), **measure_runs(environment)}
     return Results(machine, operations, steps, starts, seconds, sizes, demo_steps, demo_operations)
 
 
@@ -102,7 +102,8 @@ def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: 
     operations = count_operations({*results.operations[PLAIN], *options.sizes}, with_ipadapter_plus)
     bench, *_ = load_bench(checkpoint, adapter)
     steps = {(cost.size, cost.batch, cost.variant): cost for cost in [*results.steps, *measure_sizes(bench, options)]}
-    return replace(results, operations=operations, steps=list(steps.values()))
+    sizes = {**results.bytes, **measure_noise_levels(bench)}
+    return replace(results, operations=operations, steps=list(steps.values()), bytes=sizes)
 
 
 def count_operations(sizes: set[int], ipadapter_plus: bool) -> Operations:
@@ -172,11 +173,22 @@ def measure_demo(options: argparse.Namespace) -> tuple[list[StepCost], Operation
 
 
 def _filled(cache: ReferenceCache) -> ReferenceCache:
-    """The same cache with noise in place of features on the meta device."""
+    """The same cache with noise in place of tensors on the meta device."""
     import torch
+    from dreamcache.dreamcache_core.reference.cache import CachingInput
+
+    def noise(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape)
 
     batches = (
-        replace(batch, features={layer: torch.randn(tensor.shape) for layer, tensor in batch.features.items()})
+        replace(
+            batch,
+            features={layer: noise(tensor) for layer, tensor in batch.features.items()},
+            caching_inputs=tuple(
+                CachingInput(noise(given.latent), noise(given.noise), noise(given.context))
+                for given in batch.caching_inputs
+            ),
+        )
         for batch in cache.batches
     )
     return replace(cache, batches=tuple(batches))
@@ -282,7 +294,8 @@ def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
     """Bytes on disk, and in memory."""
     from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.dreamcache_core.adapter.fused import fuse
-    from dreamcache.dreamcache_core.reference.file import Precision, save_references
+    from dreamcache.dreamcache_core.reference.contents import Precision
+    from dreamcache.dreamcache_core.reference.file import save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
 
     with tempfile.TemporaryDirectory() as folder:
@@ -294,6 +307,22 @@ def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
             save_references(path, cache, precision, DEFAULT_STAGES)
             sizes[f"reference file of 512×512 pixels, {precision}"] = path.stat().st_size
     return sizes
+
+
+def measure_noise_levels(bench: Bench) -> dict[str, int]:
+    """Bytes in memory of what the model's own attention keeps of a reference."""
+    from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
+    from dreamcache.nodes.host.base_model import structure_of
+
+    (batch,) = bench.references(1).batches
+    layers = SelfAttentionAdapter().on(structure_of(bench.model)).layers
+    features = [batch.features[layer.name] for layer in layers]
+    kept = sum(tensor.nbytes for tensor in features)
+    precision = str(features[0].dtype).removeprefix("torch.")
+    return {
+        f"own attention: a reference of 512×512 pixels at one noise level, {precision}": kept,
+        "the same at 20 noise levels, after a run of 20 steps": 20 * kept,
+    }
 
 
 def measure_runs(environment: Environment) -> dict[str, int]:

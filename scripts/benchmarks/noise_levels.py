@@ -41,6 +41,7 @@ def distances(model: Any, clip: Any, latent: torch.Tensor) -> list[float]:
     prompts = encode("a turtle on a snowy field"), encode("")
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
     (batch,) = record_references(model, latent, noise, encode(""), 1, "").batches
+    (given,) = batch.caching_inputs
 
     def sample(patched: Any) -> torch.Tensor:
         empty = torch.zeros_like(latent)
@@ -49,14 +50,14 @@ def distances(model: Any, clip: Any, latent: torch.Tensor) -> list[float]:
 
     exact = sample(inject(model, Injection(SelfAttentionAdapter(), ReferenceCache((batch,)))))
     effect = (exact - sample(model)).norm()
-    weights, levels = weights_key(model), batch.noise_levels.sigmas(weights_key(model))
+    weights, levels = weights_key(model), given.noise_levels.sigmas(weights_key(model))
     found = []
     for count in LEVELS:
         few = NoiseLevels()
         for number in range(count):
             sigma = levels[round((number + 0.5) * len(levels) / count - 0.5)]
-            few.add(sigma, weights, batch.noise_levels.nearest(sigma, weights))
-        cache = ReferenceCache((replace(batch, noise_levels=few),))
+            few.add(sigma, weights, given.noise_levels.nearest(sigma, weights))
+        cache = ReferenceCache((replace(batch, caching_inputs=(replace(given, noise_levels=few),)),))
         nearest = SelfAttentionAdapter(reuse_within=math.inf)
         found.append(float((sample(inject(model, Injection(nearest, cache))) - exact).norm() / effect))
     return found

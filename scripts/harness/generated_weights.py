@@ -119,6 +119,9 @@ def write_checkpoint(path: Path, family: str, seed: int) -> None:
         autoencoder = TAESD() if family == SHORT else AutoencoderKL(ddconfig=_AUTOENCODER, embed_dim=4)
         text = config.clip_target().clip(device="meta", dtype=torch.float32)
     state = config.process_unet_state_dict_for_saving(_generate(unet, seed))
+    if family == "SD20":
+        # ComfyUI takes SD2.x for a model that predicts v where this bias varies by more than 0.09; base doesn't.
+        state["model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"] *= 0.5
     state |= config.process_vae_state_dict_for_saving(_generate(autoencoder, seed))
     state |= config.process_clip_state_dict_for_saving(_generate(text, seed))
     temporary = path.with_suffix(".partial")

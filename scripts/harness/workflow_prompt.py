@@ -15,6 +15,8 @@ from harness.environment import ROOT
 
 BASIC = ROOT / "workflows" / "dreamcache_basic.json"
 DEMO = ROOT / "workflows" / "dreamcache_demo.json"
+OWN_ATTENTION = ("none (the model's own attention)", "none (the model's own attention, all layers)")
+"""The entries of Adapter Loader that need no file."""
 PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
 
 

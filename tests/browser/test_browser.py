@@ -14,7 +14,7 @@ import pytest
 from dreamcache.dreamcache_core.training.checkpoints import newest_checkpoint
 from harness.comfyui_server import ComfyUIServer
 from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
-from harness.workflow_prompt import load_prompt
+from harness.workflow_prompt import OWN_ATTENTION, load_prompt
 from playwright.sync_api import expect
 from support.graph import TRIPLETS, adapter_file, triplets_folder
 
@@ -140,6 +140,46 @@ def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_en
     assert not [
         (node, group) for node, group in product(nodes, groups) if _meet(node, group) and not _holds(group, node)
     ]
+
+
+def test_templates_for_sd15_open_without_any_adapter(server: ComfyUIServer, front_end: FrontEnd) -> None:
+    adapters = server.base / "models" / "dreamcache"
+    aside = adapters.rename(server.base / "aside")
+    adapters.mkdir()
+    page = front_end.page
+    read_list = """() => app.graph.findNodesByType('DreamCacheAdapterLoader').map(
+        ({ widgets: [list] }) => [list.value, list.options.values])"""
+    try:
+        page.reload()
+        page.wait_for_function("window.app?.canvas && app.extensionManager.command")
+        opened = 0
+        for path in WORKFLOWS.values():
+            workflow = json.loads(path.read_text(encoding="utf-8"))
+            models = [model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+            if not any("v1-5" in name for name in models):
+                continue
+            front_end.load(workflow)
+            expect(page.get_by_test_id("error-overlay")).to_be_hidden()
+            for chosen, listed in page.evaluate(read_list):
+                assert (chosen, tuple(listed)) == (OWN_ATTENTION[0], OWN_ATTENTION)
+                opened += 1
+        assert opened >= 8
+    finally:
+        adapters.rmdir()
+        aside.rename(adapters)
+        page.reload()
+        page.wait_for_function("window.app?.canvas && app.extensionManager.command")
+
+
+def test_a_workflow_of_an_earlier_version_opens_with_the_file_that_it_names(
+    server: ComfyUIServer, front_end: FrontEnd
+) -> None:
+    path = Path(__file__).parents[1] / "support" / "earlier_workflows" / "dreamcache_basic.json"
+    front_end.load(json.loads(path.read_text(encoding="utf-8")))
+    expect(front_end.page.get_by_test_id("error-overlay")).to_be_hidden()
+    prompt = front_end.prompt()
+    assert prompt == load_prompt(path, server.object_info())
+    assert ADAPTER in (node["inputs"].get("adapter_name") for node in prompt.values())
 
 
 def test_run_shows_a_picture(front_end: FrontEnd) -> None:

@@ -19,6 +19,8 @@ MAX_LINES = 350
 
 CORE_NEEDS = {"torch", "numpy", "safetensors", "PIL"}
 OPTIONAL = {
+    "dreamcache_core/datasets/coco_mask.py": {"pycocotools"},
+    "dreamcache_core/datasets/subjects200k.py": {"pyarrow"},
     "dreamcache_core/training/processes.py": {"accelerate"},
     "dreamcache_core/training/log.py": {"torch.utils.tensorboard"},
 }
@@ -33,9 +35,9 @@ CORE = (
     ("io",),
     ("adapter", "reference"),
     ("training", "figures"),
-    ("evaluation",),
+    ("evaluation", "datasets"),
     ("launch",),
-    ("train", "evaluate"),
+    ("train", "evaluate", "prepare"),
 )
 PATCHING = (
     ("options",),

@@ -165,6 +165,7 @@ def inpainting_with_a_model_for_it(scene: Scene) -> dict[str, Link]:
     return {"positive": first, "negative": output(first, 1), "latent_image": output(first, 2)}
 
 
+@trained_and_own
 @pytest.mark.parametrize(
     ("structure", "change"),
     [
@@ -176,17 +177,19 @@ def inpainting_with_a_model_for_it(scene: Scene) -> dict[str, Link]:
         ("sd15_inpaint", inpainting_with_a_model_for_it),
     ],
 )
-def test_nodes_that_change_the_prompts_or_the_latents(server, structure: str, change: Callable) -> None:
+def test_nodes_that_change_the_prompts_or_the_latents(
+    server, attending: Callable[..., ModelNode], structure: str, change: Callable
+) -> None:
     def changed(**settings: Any) -> torch.Tensor:
         scene = Scene(server, structure)
-        return scene.sample(scene.apply(scene.model, **settings), steps=2, **change(scene))
+        return scene.sample(attending(**settings)(scene, scene.model), steps=2, **change(scene))
 
     scene = Scene(server, structure)
     alone, both = scene.sample(scene.model, steps=2, **change(scene)), changed()
     assert both.shape == (1, 4, 16, 24)
     assert both.isfinite().all()
     assert difference(both, alone) > NOTICEABLE
-    assert difference(both, picture(server, apply(), structure=structure)) > NOTICEABLE
+    assert difference(both, picture(server, attending(), structure=structure)) > NOTICEABLE
     assert torch.equal(changed(strength=0.0), alone)
     guided = changed(image_guidance=2.0)
     assert guided.isfinite().all()

@@ -6,6 +6,7 @@ Their weights are generated, which proves shapes, files and memory. What they dr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks import full_size
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
 from harness.generated_weights import generated_tensor, write_models
-from harness.workflow_prompt import PHOTOGRAPH, load_prompt, set_inputs, without_reference
+from harness.workflow_prompt import OWN_ATTENTION, PHOTOGRAPH, load_prompt, set_inputs, without_reference
 from PIL import Image
 from support.graph import Graph
 
@@ -28,12 +29,15 @@ AUTHORS_NAMES = ROOT / "tests" / "support" / "conformance" / "official_format_sd
 def full_size_server(request: pytest.FixtureRequest) -> Iterator[tuple[ComfyUIServer, str]]:
     """A server of its own, which gives back its memory at the end, and the name of its models."""
     models = write_models(full_size.BASE / "models", request.param, full_size.SEED)
-    with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, base=full_size.BASE) as server:
+    arguments = full_size.server_arguments(request.param)
+    with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, full_size.BASE, arguments) as server:
         yield server, models
 
 
 on_sd15 = pytest.mark.parametrize("full_size_server", ["SD15"], indirect=True)
 on_both = pytest.mark.parametrize("full_size_server", ["SD15", "SD20"], indirect=True)
+SDXL = pytest.param("SDXL", marks=pytest.mark.skipif("SDXL" not in os.environ, reason="16 GB of memory: set SDXL=1"))
+on_all = pytest.mark.parametrize("full_size_server", ["SD15", "SD20", SDXL], indirect=True)
 
 
 @on_sd15
@@ -72,14 +76,13 @@ def test_a_size_that_is_no_multiple_of_64_keeps_every_promise(full_size_server) 
     assert latents(run=4).equal(changed)
 
 
-@on_both
+@on_all
 def test_the_models_own_attention_needs_no_adapter(full_size_server) -> None:
     server, models = full_size_server
 
     def latents(run: int, **settings: float):
-        prompt = full_size.workflow(server, models, (232, 200, 1))
+        prompt = full_size.workflow(server, models, (232, 200, 1), OWN_ATTENTION[0])
         set_inputs(prompt, "KSampler", steps=1, run=run)
-        set_inputs(prompt, "DreamCacheAdapterLoader", adapter_name="none (the model's own attention)")
         set_inputs(prompt, "DreamCacheEncodeReference", resolution=256)
         set_inputs(prompt, "ApplyDreamCache", **{"image_guidance": 1.0, **settings})
         (decoder,) = (node for node in prompt.values() if node["class_type"] == "VAEDecode")
@@ -107,6 +110,8 @@ def test_the_authors_adapter_draws_through_its_template(full_size_server, tmp_pa
     set_inputs(prompt, "ApplyDreamCache", image_guidance=1.0)
     (image,) = server.run(prompt, timeout=1200).images
     assert Image.open(server.download(image, tmp_path / "drawn.png")).size == (512, 512)
+    # SD2.1-base predicts noise, unlike the SD2.1 of 768 pixels.
+    assert "model_type EPS" in (server.base / "server.log").read_text()
 
 
 @on_both

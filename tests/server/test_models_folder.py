@@ -7,7 +7,8 @@ from pathlib import Path
 
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
-from support.graph import OWN_ATTENTION, Graph, adapter_file
+from harness.workflow_prompt import OWN_ATTENTION
+from support.graph import Graph, adapter_file
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"

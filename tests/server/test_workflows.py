@@ -16,6 +16,8 @@ from support.graph import adapter_file
 from support.miniature import models
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+EARLIER = sorted((Path(__file__).resolve().parents[1] / "support" / "earlier_workflows").glob("*.json"))
+"""As earlier versions of the pack shipped them."""
 TRIPLETS, TRAINING, SAVING, COMPARING = (
     next(path for path in WORKFLOWS if path.stem == f"dreamcache_{name}")
     for name in ("make_triplets", "train_adapter", "save_reference", "compare")
@@ -69,8 +71,8 @@ def prompt_of(server: ComfyUIServer, path: Path, image: str) -> Prompt:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in WORKFLOWS if path not in (TRIPLETS, TRAINING, SAVING, COMPARING)],
-    ids=lambda path: path.stem,
+    [*(path for path in WORKFLOWS if path not in (TRIPLETS, TRAINING, SAVING, COMPARING)), *EARLIER],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_a_shipped_workflow_draws_a_picture_that_depends_on_the_reference(
     server: ComfyUIServer, painted: str, saved: str, path: Path, tmp_path: Path

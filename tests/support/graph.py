@@ -18,12 +18,9 @@ from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from harness.comfyui_server import ComfyUIServer, Prompt, WorkflowError
-from harness.workflow_prompt import PHOTOGRAPH
+from harness.workflow_prompt import OWN_ATTENTION, PHOTOGRAPH
 from PIL import Image
 from support.miniature import models
-
-OWN_ATTENTION = ("none (the model's own attention)", "none (the model's own attention, all layers)")
-"""The loader's entries that need no file."""
 
 TRIPLETS = "dreamcache_triplets/graph"
 """A folder of ComfyUI's output folder."""

@@ -56,7 +56,7 @@ def record_references(
         prompt,
         source=source,
         subject=subject,
-        caching_input=CachingInput(latent, noise, context, details.get("pooled_output")),
+        caching_inputs=(CachingInput(latent, noise, context, details.get("pooled_output")),),
     )
     return ReferenceCache((batch,))
 
@@ -68,11 +68,10 @@ def cache_noise_level(guider: Any, cache: ReferenceCache, adapter: SelfAttention
     """
     weights, names = weights_key(guider.model_patcher), frozenset(layer.name for layer in adapter.layers)
     for batch in cache.batches:
-        for encoded in batch.encoded:
-            if not encoded.noise_levels.covers(sigma, weights, names, adapter.reuse_within):
-                assert encoded.caching_input  # Applying the adapter has checked it.
-                features = _features_at(guider.inner_model, encoded.caching_input, adapter.layers, sigma)
-                encoded.noise_levels.add(sigma, weights, features)
+        for given in batch.caching_inputs:
+            if not given.noise_levels.covers(sigma, weights, names, adapter.reuse_within):
+                features = _features_at(guider.inner_model, given, adapter.layers, sigma)
+                given.noise_levels.add(sigma, weights, features)
 
 
 def weights_key(model: ModelPatcher) -> Hashable:

@@ -99,6 +99,10 @@ def markdown(results: Results) -> str:
             "beside those over the prompt, with nothing around it."
             + (" `IPAdapter_plus` is the node pack itself, with 4." if IPADAPTER_PLUS in results.operations else ""),
             "",
+            "`own attention` needs no adapter, see [its page](own_attention.md). *Once* is its caching pass at one "
+            "noise level; the first run with a reference has one at every step. `reference-only` computes the same "
+            "without a cache: the reference runs through the U-Net at every step, in as many rows as the picture.",
+            "",
             "## Operations of a step",
             "",
             "In TFLOP, of a batch of 1 with both prompts; larger batches take as many times more.",

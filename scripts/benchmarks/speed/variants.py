@@ -15,11 +15,14 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wrap_for_sampling
 from dreamcache.nodes.host.patching.options import RUN_KEY
+
+from .reference_only import reference_only
 
 PROMPT_TOKENS = 77
 CFG = 7.0
@@ -45,6 +48,15 @@ class Bench:
         """With DreamCache. `settings`: of the injection."""
         adapter = wrap_for_sampling(self.adapter)
         return inject(self.model, Injection(adapter, self.references(references), **settings))
+
+    def attending_itself(self, all_layers: bool = False) -> ModelPatcher:
+        """With the model's own attention in place of an adapter."""
+        return inject(self.model, Injection(SelfAttentionAdapter(all_layers), self.references(1)))
+
+    def reference_only(self) -> ModelPatcher:
+        """With the model's own attention in its plain form, without a cache."""
+        (given,) = self.references(1).batches[0].caching_inputs
+        return reference_only(self.model, given, SelfAttentionAdapter())
 
     def projecting_anew(self) -> ModelPatcher:
         """The straightforward form of DreamCache: weights not fused, keys and values computed at every step."""
@@ -73,6 +85,7 @@ class Bench:
 
 PLAIN, READING, CONDITIONED, STRENGTH_0 = "plain model", "DreamCache", "rows: conditioned", "strength: 0"
 GUIDED, IPADAPTER, IPADAPTER_PLUS = "image_guidance: 2", "IP-Adapter, 4 tokens", "IPAdapter_plus"
+OWN_ATTENTION, REFERENCE_ONLY = "own attention", "reference-only, plain form"
 Variant = Callable[[Bench], ModelPatcher]
 VARIANTS: dict[str, Variant] = {
     PLAIN: lambda bench: bench.plain.clone(),
@@ -83,6 +96,9 @@ VARIANTS: dict[str, Variant] = {
     "4 references": lambda bench: bench.reading(4),
     "16 references": lambda bench: bench.reading(16),
     "straightforward": lambda bench: bench.projecting_anew(),
+    OWN_ATTENTION: lambda bench: bench.attending_itself(),
+    "own attention, all layers": lambda bench: bench.attending_itself(all_layers=True),
+    REFERENCE_ONLY: lambda bench: bench.reference_only(),
     IPADAPTER: lambda bench: bench.with_image_tokens(4),
     "IP-Adapter, 16 tokens": lambda bench: bench.with_image_tokens(16),
 }
