@@ -48,6 +48,8 @@ class Scene:
                 given[name] = options[0]["default"]
             elif choices := kind if isinstance(kind, list) else options[0].get("options") if options else None:
                 given[name] = choices[0]
+            elif kind == "STRING":
+                given[name] = ""
         # No input of the node's, but part of what the server knows its results by: it must not answer from memory.
         extra = {"run": self.run} if "sampl" in class_type.lower() else {}
         number = str(len(self.prompt) + 1)
@@ -141,7 +143,8 @@ def upscale(scene: Scene, model: Link) -> Link:
 
 
 def attention_couple(scene: Scene, model: Link) -> Link:
-    masked = scene.add("ConditioningSetMask", conditioning=scene.positive, mask=scene.mask, strength=1.0)
+    half = scene.add("SolidMask", value=0.5, width=128, height=128)
+    masked = scene.add("ConditioningSetMask", conditioning=scene.positive, mask=half, strength=1.0)
     whole = scene.add("SolidMask", value=1.0, width=128, height=128)
     everywhere = scene.add("ConditioningSetMask", conditioning=scene.positive, mask=whole, strength=1.0)
     both = scene.add("ConditioningCombine", conditioning_1=masked, conditioning_2=everywhere)
