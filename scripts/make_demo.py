@@ -6,8 +6,8 @@ python3 scripts/make_demo.py autoencoder   trains what turns pictures into laten
 python3 scripts/make_demo.py scenes        draws scenes and references, and encodes them
 python3 scripts/make_demo.py decoder       goes on with what turns latents into pictures
 python3 scripts/make_demo.py base          trains U-Net and text encoder, and writes the model's file
-python3 scripts/make_demo.py joint         goes on with the U-Net, together with an adapter
-python3 scripts/make_demo.py adapter       trains the adapter, and writes its file
+python3 scripts/make_demo.py joint         trains the U-Net again, together with an adapter, and writes both files
+python3 scripts/make_demo.py adapter       trains another adapter by itself, and writes its file
 python3 scripts/make_demo.py gpu           goes on with both on a GPU
 python3 scripts/make_demo.py yardstick     trains what measures them, and puts it where tests find it
 python3 scripts/make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
@@ -23,7 +23,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import environment
@@ -66,6 +66,7 @@ from demo import (  # noqa: E402
     artwork,
     autoencoder,
     base,
+    composer,
     evaluation,
     joint,
     loop,
@@ -149,19 +150,44 @@ def _trainings() -> list[str]:
 
 
 def _make_joint(steps: int) -> None:
+    backgrounds = composer.draw_backgrounds()
     processes = join_processes(args.cpu)
-    weights = load_file(MODEL)
+    # The text encoder is kept, and the U-Net begins from nothing.
+    weights = {name: tensor for name, tensor in load_file(MODEL).items() if not name.startswith("unet.")}
     networks = NETWORK.demo_networks(weights)
     training = adapter.Training(CORE, PATCHING, FROZEN_BASE)
     begun = training.untrained(networks, adapter.AS_IT_SHIPS)
-    if ADAPTER.exists():
-        begun.load_state_dict(CORE.load_adapter(ADAPTER).adapter.state_dict())
-    trained = joint.train_together(training, networks, begun, scenes.read_scenes(), processes, steps)
+    drawn = composer.Composer(networks, backgrounds)
+    trained = joint.train_together(training, networks, begun, drawn, processes, steps)
     if processes.is_main:
-        weights |= trained
         # Run again, it goes on: these steps are all that it has had.
         earlier = [training for training in _trainings() if not training.endswith(_TOGETHER)]
-        _write_model(weights, *earlier, f"{steps:,} of {joint.BATCH * processes.count} {_TOGETHER}")
+        count = joint.REFERENCES * processes.count
+        batch = count * joint.READERS
+        _write_both(weights, trained, (*earlier, f"{steps:,} of {batch} {_TOGETHER}"), steps, batch, steps * count)
+        unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
+        networks = NETWORK.demo_networks(load_file(MODEL))
+        base = training.base_of(networks, CORE.load_adapter(ADAPTER).adapter.float(), adapter.AS_IT_SHIPS)
+        base.load()
+        for reference, loss in joint.measure(CORE, base, unseen).items():
+            print(f"loss of held-out scenes, {reference}: {loss:.4f}")
+
+
+def _write_both(
+    weights: dict[str, torch.Tensor],
+    trained: torch.nn.Module,
+    trainings: Sequence[str],
+    steps: int,
+    batch: int,
+    triplets: int,
+) -> None:
+    """The files of the model and of the adapter. `trained`: both, `unet` and `adapter`. `weights`: of all else."""
+    unet, together = trained.get_submodule("unet"), trained.get_submodule("adapter")
+    weights = weights | {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
+    _write_model(weights, *trainings)
+    base_hash = PATCHING.weights_of(NETWORK.demo_networks(load_file(MODEL)).model).base_hash
+    together.provenance = (*together.provenance, CORE.Provenance(base_hash, steps, batch, triplets))
+    CORE.save_adapter(ADAPTER, together, torch.float16, package.provenance())
 
 
 def _make_adapter(steps: int) -> None:
@@ -178,31 +204,21 @@ def _make_adapter(steps: int) -> None:
 
 
 def _make_on_gpu(seconds: int, output: Path) -> None:
-    clock = on_gpu.Clock(time.monotonic(), time.monotonic() + 0.5 * seconds, time.monotonic() + seconds)
-    queue = on_gpu.start_drawing(on_gpu.workers())
+    """Goes on from what lies in `output`, or else from the files; with 0 seconds, it only writes these."""
+    backgrounds = composer.draw_backgrounds()
     output.mkdir(parents=True, exist_ok=True)
     weights = load_file(MODEL)
     networks = NETWORK.demo_networks(weights)
-    file = CORE.load_adapter(ADAPTER)
-    trained = file.adapter.float().to(loop.DEVICE).train()
+    trained = CORE.load_adapter(ADAPTER).adapter.float().to(loop.DEVICE).train()
     base = adapter.Training(CORE, PATCHING, FROZEN_BASE).base_of(networks, trained, adapter.AS_IT_SHIPS)
-    contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
-    clock.say(f"{len(contexts)} captions are encoded")
-    autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
     base.load()
-    pool = on_gpu.Pool(
-        queue, lambda images: networks.model.model.process_latent_in(autoencoder.encode(images * 2 - 1)), contexts
-    )
-    while pool.count < on_gpu.FIRST:
-        pool.fill(wait=True)
-    clock.say(f"{pool.count} scenes are drawn")
-    steps = on_gpu.train_together(CORE, base, trained, pool, clock, output)
-    steps_of_adapter = on_gpu.train_adapter(CORE, base, trained, pool, clock, output)
-    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
-    _write_model(weights, *_trainings(), f"{steps:,} of {on_gpu.BATCH:,} {_TOGETHER}, on a GPU")
-    provenance = CORE.Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
-    trained.provenance = (*trained.provenance, provenance)
-    CORE.save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    drawn = composer.Composer(networks, backgrounds)
+    on_gpu.say("backgrounds and references are on the GPU")
+    steps = on_gpu.train_together(CORE, base, trained, drawn, seconds, output)
+    both = torch.nn.ModuleDict({"unet": base.unet, "adapter": trained})
+    batch = on_gpu.REFERENCES * joint.READERS
+    trainings = (*_trainings(), f"{steps:,} of {batch:,} {_TOGETHER}, on a GPU")
+    _write_both(weights, both, trainings, steps, batch, steps * on_gpu.REFERENCES)
 
 
 def _make_results(options: argparse.Namespace) -> None:

@@ -15,8 +15,7 @@ import torch
 from dreamcache_core.processes import Processes
 from dreamcache_core.triplets import EMPTY_PROMPT_PROBABILITY
 
-from . import attention
-from .loop import ALONE, on_device
+from .loop import ALONE, PRECISION, on_device
 from .scenes import Scenes
 
 STEPS = 1_500
@@ -82,7 +81,7 @@ class Training:
     def base_of(self, networks: Any, adapter: Any, variant: Variant) -> Any:
         """What an adapter is trained on, not loaded yet."""
         kind = _demo_base(self.frozen_base.ComfyUIBase, variant)
-        return kind(networks.model, networks.vae, networks.clip, adapter, torch.bfloat16)
+        return kind(networks.model, networks.vae, networks.clip, adapter, PRECISION)
 
     def run(
         self,
@@ -158,9 +157,6 @@ def _demo_base(comfyui_base: type, variant: Variant) -> type:
             if variant.caption:
                 self._empty_prompt = self.encode_prompts(self.captions)
             return super().cache(latents, noise)
-
-        def _evaluate(self, noised: Any, sigma: Any, prompts: Any, options: Any) -> torch.Tensor:
-            return super()._evaluate(noised, sigma, prompts, {**options, **attention.options()})
 
     return DemoBase
 

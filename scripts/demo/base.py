@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import attention
 from .artwork import DEMO
 from .loop import DEVICE, initialize, on_device, train
 from .scenes import read_scenes
@@ -50,7 +49,7 @@ def train_base(networks: Any, steps: int = STEPS, batch: int = BATCH) -> dict[st
         scale = (1 + sigma**2).rsqrt()
         with torch.autocast(DEVICE.type, torch.bfloat16):
             noised = scale * (latents + sigma * noise)
-            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
+            v = unet(noised, timesteps, context=context).float()
         return (v - scale * (noise - sigma * latents)).square().mean()
 
     trained = train(network, loss_of_step, DEMO / "base", steps=steps, learning_rate=8e-4)

@@ -57,7 +57,8 @@ def train_yardstick(steps: int = STEPS) -> dict[str, torch.Tensor]:
     """
     yardstick = Yardstick()
     initialize(yardstick)
-    scenes = read_scenes()
+    scenes = read_scenes(pictures=True)
+    assert scenes.pictures is not None and scenes.reference_pictures is not None
     names = list(BACKGROUNDS)
     backgrounds = torch.tensor([names.index(background) for background in scenes.backgrounds], device=DEVICE)
     subjects = np.unique(scenes.subjects, return_inverse=True)[1]
