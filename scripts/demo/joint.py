@@ -30,7 +30,6 @@ REFERENCES = 12
 """Of a step."""
 READERS = 2
 """Of each reference: its scene at so many noise levels, for the caching pass takes as long as one of them."""
-BATCH = REFERENCES * READERS
 NO_REFERENCE = 0.2
 """How often a step has no adapter, which image guidance asks for."""
 SUBJECT_ONLY = 0.3
