@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import environment
 
@@ -182,7 +183,8 @@ def _write_both(
     triplets: int,
 ) -> None:
     """The files of the model and of the adapter. `trained`: both, `unet` and `adapter`. `weights`: of all else."""
-    unet, together = trained.get_submodule("unet"), trained.get_submodule("adapter")
+    unet: torch.nn.Module = trained.get_submodule("unet")
+    together: Any = trained.get_submodule("adapter")
     weights = weights | {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
     _write_model(weights, *trainings)
     base_hash = PATCHING.weights_of(NETWORK.demo_networks(load_file(MODEL)).model).base_hash
