@@ -6,8 +6,8 @@ make_demo.py autoencoder   trains what turns pictures into latents and back
 make_demo.py scenes        draws scenes and references, and encodes them
 make_demo.py decoder       goes on with what turns latents into pictures
 make_demo.py base          trains U-Net and text encoder, and writes the model's file
-make_demo.py joint         goes on with the U-Net, together with an adapter
-make_demo.py adapter       trains the adapter, and writes its file
+make_demo.py joint         trains the U-Net again, together with an adapter, and writes both files
+make_demo.py adapter       trains another adapter by itself, and writes its file
 make_demo.py gpu           goes on with both on a GPU
 make_demo.py yardstick     trains what measures them, and puts it where tests find it
 make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
@@ -22,8 +22,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,6 +63,7 @@ from demo_recipe import (  # noqa: E402
     artwork,
     autoencoder,
     base,
+    composer,
     evaluation,
     joint,
     loop,
@@ -147,19 +149,45 @@ def _trainings() -> list[str]:
 
 
 def _make_joint(steps: int) -> None:
+    backgrounds = composer.draw_backgrounds()
     processes = join_processes(args.cpu)
-    weights = load_file(MODEL)
+    # The text encoder is kept, and the U-Net begins from nothing.
+    weights = {name: tensor for name, tensor in load_file(MODEL).items() if not name.startswith("unet.")}
     networks = demo_network.demo_networks(weights)
     training = adapter.Training(networks)
     begun = training.untrained(adapter.AS_IT_SHIPS)
-    if ADAPTER.exists():
-        begun.load_state_dict(load_adapter(ADAPTER).adapter.state_dict())
-    trained = joint.train_together(training, begun, scenes.read_scenes(), processes, steps)
+    drawn = composer.Composer(networks, backgrounds)
+    trained = joint.train_together(training, begun, drawn, processes, steps)
     if processes.is_main:
-        weights |= trained
         # Run again, it goes on: these steps are all that it has had.
         earlier = [training for training in _trainings() if not training.endswith(_TOGETHER)]
-        _write_model(weights, *earlier, f"{steps:,} of {joint.BATCH * processes.count} {_TOGETHER}")
+        count = joint.REFERENCES * processes.count
+        batch = count * joint.READERS
+        _write_both(weights, trained, (*earlier, f"{steps:,} of {batch} {_TOGETHER}"), steps, batch, steps * count)
+        unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
+        networks = demo_network.demo_networks(load_file(MODEL))
+        base = adapter.Training(networks).base_of(load_adapter(ADAPTER).adapter.float(), adapter.AS_IT_SHIPS)
+        base.load()
+        for reference, loss in joint.measure(base, unseen).items():
+            print(f"loss of held-out scenes, {reference}: {loss:.4f}")
+
+
+def _write_both(
+    weights: dict[str, torch.Tensor],
+    trained: torch.nn.Module,
+    trainings: Sequence[str],
+    steps: int,
+    batch: int,
+    triplets: int,
+) -> None:
+    """The files of the model and of the adapter. `trained`: both, `unet` and `adapter`. `weights`: of all else."""
+    unet: torch.nn.Module = trained.get_submodule("unet")
+    together: Any = trained.get_submodule("adapter")
+    weights = weights | {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
+    _write_model(weights, *trainings)
+    base_hash = weights_of(demo_network.demo_networks(load_file(MODEL)).model).base_hash
+    together.provenance = (*together.provenance, Provenance(base_hash, steps, batch, triplets))
+    save_adapter(ADAPTER, together, torch.float16, package.provenance())
 
 
 def _make_adapter(steps: int) -> None:
@@ -176,31 +204,21 @@ def _make_adapter(steps: int) -> None:
 
 
 def _make_on_gpu(seconds: int, output: Path) -> None:
-    clock = on_gpu.Clock(time.monotonic(), time.monotonic() + 0.5 * seconds, time.monotonic() + seconds)
-    queue = on_gpu.start_drawing(on_gpu.workers())
+    """Goes on from what lies in `output`, or else from the files; with 0 seconds, it only writes these."""
+    backgrounds = composer.draw_backgrounds()
     output.mkdir(parents=True, exist_ok=True)
     weights = load_file(MODEL)
     networks = demo_network.demo_networks(weights)
-    file = load_adapter(ADAPTER)
-    trained = file.adapter.float().to(loop.DEVICE).train()
+    trained = load_adapter(ADAPTER).adapter.float().to(loop.DEVICE).train()
     base = adapter.Training(networks).base_of(trained, adapter.AS_IT_SHIPS)
-    contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
-    clock.say(f"{len(contexts)} captions are encoded")
-    autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
     base.load()
-    pool = on_gpu.Pool(
-        queue, lambda images: networks.model.model.process_latent_in(autoencoder.encode(images * 2 - 1)), contexts
-    )
-    while pool.count < on_gpu.FIRST:
-        pool.fill(wait=True)
-    clock.say(f"{pool.count} scenes are drawn")
-    steps = on_gpu.train_together(base, trained, pool, clock, output)
-    steps_of_adapter = on_gpu.train_adapter(base, trained, pool, clock, output)
-    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
-    _write_model(weights, *_trainings(), f"{steps:,} of {on_gpu.BATCH:,} {_TOGETHER}, on a GPU")
-    provenance = Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
-    trained.provenance = (*trained.provenance, provenance)
-    save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    drawn = composer.Composer(networks, backgrounds)
+    on_gpu.say("backgrounds and references are on the GPU")
+    steps = on_gpu.train_together(base, trained, drawn, seconds, output)
+    both = torch.nn.ModuleDict({"unet": base.unet, "adapter": trained})
+    batch = on_gpu.REFERENCES * joint.READERS
+    trainings = (*_trainings(), f"{steps:,} of {batch:,} {_TOGETHER}, on a GPU")
+    _write_both(weights, both, trainings, steps, batch, steps * on_gpu.REFERENCES)
 
 
 def _make_results(options: argparse.Namespace) -> None:
