@@ -71,14 +71,21 @@ class Training:
     networks: DemoNetworks
 
     @staticmethod
-    def settings(steps: int) -> TrainingSettings:
+    def settings(steps: int, seed: int = 0) -> TrainingSettings:
         """The network is much smaller than the paper's, so it learns at a higher rate, and must from fewer samples."""
         return TrainingSettings(
-            steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=TIMESTEP_BIAS
+            steps,
+            batch=16,
+            learning_rate=2e-3,
+            warm_up=100,
+            cosine=True,
+            ema=0.998,
+            seed=seed,
+            timestep_bias=TIMESTEP_BIAS,
         )
 
-    def untrained(self, variant: Variant) -> Adapter:
-        adapter = untrained_adapter(structure_of(self.networks.model), 0, variant.stages)
+    def untrained(self, variant: Variant, seed: int = 0) -> Adapter:
+        adapter = untrained_adapter(structure_of(self.networks.model), seed, variant.stages)
         if not variant.sums:
             return adapter
         summed = Adapter(adapter.layers, adapter.base_model, layer_type=_SummedLayer)
@@ -92,9 +99,17 @@ class Training:
         """What an adapter is trained on, not loaded yet."""
         return DemoBase(self.networks, adapter, variant)
 
-    def run(self, scenes: Scenes, folder: Path, steps: int, variant: Variant, processes: Processes = ALONE) -> Trainer:
+    def run(
+        self,
+        scenes: Scenes,
+        folder: Path,
+        steps: int,
+        variant: Variant,
+        processes: Processes = ALONE,
+        seed: int = 0,
+    ) -> Trainer:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
-        settings, adapter = self.settings(steps), self.untrained(variant)
+        settings, adapter = self.settings(steps, seed), self.untrained(variant, seed)
         base = self.base_of(adapter, variant)
         base.load()
         trainer = Trainer(base, adapter, settings, processes.average)

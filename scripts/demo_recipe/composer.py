@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dreamcache.dreamcache_core.reference.masks import resize_mask
 from dreamcache.dreamcache_core.training import augmentation
 from dreamcache.nodes.host.demo_network import DemoNetworks
 
 from . import artwork
 from .artwork import trained_subjects
 from .loop import DEVICE, on_device
-from .scenes import AUGMENTED, encode, reference
+from .scenes import AUGMENTED, encode, in_latent_pixels, reference
 from .world import BACKGROUNDS, SCALES, SHIFT, SIZE, TURN, caption, is_held_out
 
 OF_EACH_BACKGROUND = 512
@@ -76,7 +75,7 @@ class Composer:
         clean = [reference(subject, mirrored) for subject in subjects for mirrored in (False, True)]
         black = [reference(subject, mirrored, True) for subject in subjects for mirrored in (False, True)]
         self._references = torch.cat([encode(networks, _pictures(part)) for part in _parts(clean)])
-        self._masks = torch.cat([_masks(1 - _pictures(part)[:, 0]) for part in _parts(black)])
+        self._masks = torch.cat([in_latent_pixels(1 - _pictures(part)[:, 0]) for part in _parts(black)])
 
     @torch.no_grad()
     def draw(self, count: int) -> Composed:
@@ -87,7 +86,7 @@ class Composer:
         references, masks = (of[2 * subjects + mirrored] for of in (self._references, self._masks))
         augmented = slice(round(AUGMENTED * count))
         images, subjects_there = self.augmented_references(subjects[augmented])
-        references[augmented], masks[augmented] = encode(self._networks, images), _masks(subjects_there)
+        references[augmented], masks[augmented] = encode(self._networks, images), in_latent_pixels(subjects_there)
         scale, turn, *shift = (
             _uniform(count, low, high) for low, high in (SCALES, (-TURN, TURN), (-SHIFT, SHIFT), (-SHIFT, SHIFT))
         )
@@ -205,11 +204,6 @@ def _uniform(count: int, low: float, high: float) -> torch.Tensor:
 def _pictures(pictures: list[np.ndarray]) -> torch.Tensor:
     """(batch, 3, 128, 128), 0…1, of (128, 128, 3) uint8 each."""
     return on_device(np.stack(pictures)).movedim(-1, 1).float() / 255
-
-
-def _masks(masks: torch.Tensor) -> torch.Tensor:
-    """Masks (batch, 128, 128) as Scenes has them."""
-    return resize_mask(masks, SIZE // 8, SIZE // 8)
 
 
 def _parts(pictures: list[np.ndarray]) -> list[list[np.ndarray]]:

@@ -9,12 +9,13 @@ here it learns to show it.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
 from dreamcache.dreamcache_core.adapter.network import Adapter
+from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
 from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at
 from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
@@ -24,7 +25,7 @@ from .artwork import DEMO
 from .base import NO_PROMPT
 from .composer import Composed, Composer, all_captions
 from .loop import DEVICE, initialize, muon, on_device, train
-from .scenes import Scenes
+from .scenes import Scenes, of_subjects
 
 STEPS = 10_500
 REFERENCES = 12
@@ -36,6 +37,7 @@ NO_REFERENCE = 0.2
 SUBJECT_ONLY = 0.3
 """How often a step that has one reads the subject's tokens alone, as Encode Reference has it with subject_only."""
 LEARNING_RATE = 4e-3
+FOLDER = DEMO / "joint"
 
 
 def begin(network: nn.ModuleDict) -> None:
@@ -68,7 +70,7 @@ def train_together(
     return train(
         network,
         loss_of_step,
-        DEMO / "joint",
+        FOLDER,
         steps=steps,
         learning_rate=LEARNING_RATE,
         falling=0.4,
@@ -76,6 +78,21 @@ def train_together(
         processes=processes,
         optimizers_of=muon,
     )
+
+
+def load_reached(training: Training, adapter: Adapter) -> tuple[nn.Module, int]:
+    """What the training in FOLDER has reached: `unet` and `adapter` with averaged weights, and its number of steps.
+
+    Raises DreamCacheError if there is no checkpoint.
+    """
+    base = training.base_of(adapter, AS_IT_SHIPS)
+    base.load()
+    network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
+    state = load_checkpoint(FOLDER, DEVICE)
+    if state is None:
+        raise DreamCacheError(f"There is no checkpoint in {FOLDER}: run the step `joint` first.")
+    network.load_state_dict(state["averaged"])
+    return network, state["step"]
 
 
 @torch.no_grad()
@@ -110,9 +127,7 @@ def cached(
 ) -> ReferenceCache:
     """What the U-Net sees in references, and if there are masks of them, (batch, height, width), in the subjects."""
     cache = base.cache(references, noise)
-    if masks is None:
-        return cache
-    return replace(cache, batches=(replace(cache.batches[0], subject=masks),))
+    return cache if masks is None else of_subjects(cache, masks)
 
 
 def loss(

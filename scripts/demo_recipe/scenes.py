@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_image, to_tensor
+from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.reference.image import subject_on_white
 from dreamcache.dreamcache_core.reference.masks import resize_mask
 from dreamcache.dreamcache_core.training.augmentation import augment_reference
@@ -121,7 +122,7 @@ def encode_scenes(networks: Any, drawn: Drawn) -> Scenes:
     return Scenes(
         latents=latents,
         references=_encode(networks, drawn.references),
-        masks=resize_mask(on_device(drawn.masks) / 255, *latents.shape[2:]).half(),
+        masks=in_latent_pixels(on_device(drawn.masks) / 255).half(),
         pictures=seen(images),
         reference_pictures=seen(drawn.references),
         captions=[scene.caption for scene in scenes],
@@ -158,6 +159,23 @@ def reference(subject: Subject, mirrored: bool = False, black: bool = False) -> 
     if mirrored:
         colours, mask = colours.flip(1), mask.flip(1)
     return np.asarray(to_image(subject_on_white(colours[None], mask[None], SIZE)[0]))
+
+
+def silhouettes(subjects: Sequence[Subject]) -> torch.Tensor:
+    """How much of each latent pixel of `reference` is the subject, (subjects, 16, 16), 0…1, on DEVICE."""
+    black = np.stack([reference(subject, black=True)[..., 0] for subject in subjects])
+    return in_latent_pixels(1 - on_device(black) / 255)
+
+
+def in_latent_pixels(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (masks, 128, 128), 0…1, as Scenes has them: (masks, 16, 16)."""
+    return resize_mask(masks, SIZE // 8, SIZE // 8)
+
+
+def of_subjects(cache: ReferenceCache, masks: torch.Tensor) -> ReferenceCache:
+    """What Encode Reference gives with subject_only. `cache`: of one batch. `masks`: as Scenes has them."""
+    (batch,) = cache.batches
+    return replace(cache, batches=(replace(batch, subject=masks),))
 
 
 def augmented_reference(subject: Subject, random: Random, black: bool = False) -> np.ndarray:
