@@ -9,6 +9,7 @@ here it learns to show it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def loss_of_some(base: DemoBase, composed: Composed, contexts: torch.Tensor) -> 
     cache = None
     if float(torch.rand(())) >= NO_REFERENCE:
         masks = composed.masks if float(torch.rand(())) < SUBJECT_ONLY else None
-        cache = cached(base, composed.references, torch.randn_like(composed.references), masks)
+        cache = _repeated(cached(base, composed.references, torch.randn_like(composed.references), masks), READERS)
     # At equal distances, so that no batch is of easy ones.
     uniform = (torch.randperm(len(latents), device=DEVICE) + torch.rand(len(latents), device=DEVICE)) / len(latents)
     return loss(base, latents, cache, contexts[captions], uniform, torch.randn_like(latents)).mean()
@@ -128,6 +129,14 @@ def cached(
     """What the U-Net sees in references, and if there are masks of them, (batch, height, width), in the subjects."""
     cache = base.cache(references, noise)
     return cache if masks is None else of_subjects(cache, masks)
+
+
+def _repeated(cache: ReferenceCache, times: int) -> ReferenceCache:
+    """All references, again and again, for latents that are repeated in the same way."""
+    (batch,) = cache.batches
+    features = {layer: tensor.repeat(times, 1, 1, 1) for layer, tensor in batch.features.items()}
+    subject = None if batch.subject is None else batch.subject.repeat(times, 1, 1)
+    return replace(cache, batches=(replace(batch, features=features, subject=subject),))
 
 
 def loss(

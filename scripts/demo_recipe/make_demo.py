@@ -246,7 +246,7 @@ def _make_results(options: argparse.Namespace) -> None:
     model, trained = (options.weights / name for name in (MODEL, ADAPTER))
     drawn = wrap_for_sampling(load_adapter(trained).adapter)
     page = Page(options.output or DOCS, fingerprint(model, trained))
-    show = results.Results(*_studio(model), drawn, page, options.count)
+    show = results.Results(*_studio(model), drawn, page, options.cases)
     parts = {"strip": show.write_strip, "sheet": show.write_sheet, "scores": show.write_scores}
     parts |= {"views": show.write_views, "pairs": show.write_pairs}
     for part in options.parts or parts:
@@ -267,7 +267,7 @@ def _make_ablations(options: argparse.Namespace) -> None:
         return wrap_adapter(trained), training.loss(unseen, trained, variant)
 
     page = Page(options.output or DOCS, fingerprint(package.BASE))
-    results.write_ablations(page, studio, judge, train, steps)
+    results.write_ablations(page, studio, judge, train, steps, options.cases or results.OF_VIEWS)
 
 
 def _studio(model: Path) -> tuple[evaluation.Studio, evaluation.Judge]:
@@ -280,7 +280,8 @@ def _studio(model: Path) -> tuple[evaluation.Studio, evaluation.Judge]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--count", type=int, help="of scenes, of steps of training, or of the cases of `results`")
+    parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
+    parser.add_argument("--cases", type=int, help="that are drawn and measured (default: as many as the page has)")
     parser.add_argument("--processes", type=int, default=1, help="that share the steps `joint` and `adapter`")
     parser.add_argument("--parts", nargs="+", help="of the results: strip, sheet, scores, views, pairs (default: all)")
     parser.add_argument("--seconds", type=int, default=600, help="that a GPU trains (default: %(default)s)")

@@ -196,7 +196,7 @@ def write_ablations(
     judge: Judge,
     train: Callable[[Variant | None, int], tuple[ModelPatcher | None, float]],
     steps: int,
-    count: int = OF_VIEWS,
+    count: int,
 ) -> None:
     """Adapters that were trained alike, but for one thing each: the means over SEEDS seeds, and how far they differ.
 
