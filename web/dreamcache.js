@@ -4,6 +4,7 @@ import { app } from '../../scripts/app.js'
 import { adapterLoader } from './js/adapter_loader.js'
 import { buildBasicGraph } from './js/basic_graph.js'
 import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
+import { replaceInName } from './js/file_name.js'
 import { checkFitAgain, watchFit } from './js/fit.js'
 import { referenceLoader } from './js/reference_loader.js'
 import { EDITORS, SETTINGS, setting } from './js/settings.js'
@@ -43,6 +44,7 @@ app.registerExtension({
     beforeConfigureGraph: forgetDrop,
     nodeCreated(node) {
         const type = String(node.comfyClass)
+        replaceInName(node)
         if (adapterLoader.types.includes(type)) adapterLoader.show(node)
         else if (referenceLoader.types.includes(type)) referenceLoader.show(node)
         else if (type === TRAIN) showTraining(node)

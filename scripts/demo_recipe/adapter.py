@@ -121,7 +121,7 @@ class Training:
             checkpoint_every=250,
             processes=processes,
         )
-        batches = self._batches(base, scenes, settings, session.step, processes)
+        batches = self.batches(base, scenes, settings, session.step, processes)
         processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {session.step} to {steps}")
         losses, started = [], time.monotonic()
         for progress in session.run(batches):
@@ -146,9 +146,15 @@ class Training:
             losses.append(denoising_loss(base, batch, self.settings(0)))
         return float(torch.cat(losses).mean())
 
-    def _batches(
-        self, base: DemoBase, scenes: Scenes, settings: TrainingSettings, first_step: int, processes: Processes
+    def batches(
+        self,
+        base: DemoBase,
+        scenes: Scenes,
+        settings: TrainingSettings,
+        first_step: int = 0,
+        processes: Processes = ALONE,
     ) -> Iterator[list[Batch]]:
+        """The micro-batch of each step from `first_step` on, without end."""
         for number in itertools.count(first_step * processes.count + processes.index, processes.count):
             random = np.random.default_rng([5, settings.seed, number])
             chosen = random.integers(len(scenes), size=settings.batch)
