@@ -39,7 +39,8 @@ def main() -> None:
             result = server.run(prompt, on_progress=lambda bar: print(f"  {bar}", flush=True), timeout=3600)
         except WorkflowError as error:
             sys.exit(str(error))
-        drawn = server.download(result.images[0], options.output.resolve())
+        (saved,) = (image for image in result.images if image["type"] == "output")
+        drawn = server.download(saved, options.output.resolve())
     print(f"The picture is {drawn}. It took {result.seconds:.0f} seconds.")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from dreamcache.dreamcache_core.adapter.network import Adapter, AdapterLayer, attend, untrained_adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
-from dreamcache.dreamcache_core.training.loss import Batch, EncodedPrompts, denoising_loss
+from dreamcache.dreamcache_core.training.loss import Batch, denoising_loss
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.processes import Processes
 from dreamcache.dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession
@@ -25,8 +25,7 @@ from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.demo_network import DemoNetworks
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
 
-from . import attention
-from .loop import ALONE, on_device
+from .loop import ALONE, PRECISION, on_device
 from .scenes import Scenes
 from .world import SIZE
 
@@ -72,10 +71,17 @@ class Training:
     networks: DemoNetworks
 
     @staticmethod
-    def settings(steps: int) -> TrainingSettings:
+    def settings(steps: int, seed: int = 0) -> TrainingSettings:
         """The network is much smaller than the paper's, so it learns at a higher rate, and must from fewer samples."""
         return TrainingSettings(
-            steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=TIMESTEP_BIAS
+            steps,
+            batch=16,
+            learning_rate=2e-3,
+            warm_up=100,
+            cosine=True,
+            ema=0.998,
+            seed=seed,
+            timestep_bias=TIMESTEP_BIAS,
         )
 
     def untrained(self, variant: Variant, seed: int = 0) -> Adapter:
@@ -93,9 +99,17 @@ class Training:
         """What an adapter is trained on, not loaded yet."""
         return DemoBase(self.networks, adapter, variant)
 
-    def run(self, scenes: Scenes, folder: Path, steps: int, variant: Variant, processes: Processes = ALONE) -> Trainer:
+    def run(
+        self,
+        scenes: Scenes,
+        folder: Path,
+        steps: int,
+        variant: Variant,
+        processes: Processes = ALONE,
+        seed: int = 0,
+    ) -> Trainer:
         """Train an adapter on scenes. Returns the trainer; stopped and started again, it goes on."""
-        settings, adapter = self.settings(steps), self.untrained(variant)
+        settings, adapter = self.settings(steps, seed), self.untrained(variant, seed)
         base = self.base_of(adapter, variant)
         base.load()
         trainer = Trainer(base, adapter, settings, processes.average)
@@ -164,7 +178,7 @@ class DemoBase(ComfyUIBase):
     """Of the scenes that the next references belong to."""
 
     def __init__(self, networks: DemoNetworks, adapter: Adapter, variant: Variant) -> None:
-        super().__init__(networks.model, networks.vae, networks.clip, adapter, torch.bfloat16)
+        super().__init__(networks.model, networks.vae, networks.clip, adapter, PRECISION)
         self.timestep = variant.timestep
         self._caption = variant.caption
 
@@ -175,11 +189,6 @@ class DemoBase(ComfyUIBase):
         if self._caption:
             self._empty_prompt = self.encode_prompts(self.captions)
         return super().cache(latents, noise)
-
-    def _evaluate(
-        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Any
-    ) -> torch.Tensor:
-        return super()._evaluate(noised, sigma, prompts, {**options, **attention.options()})
 
 
 class _SummedLayer(AdapterLayer):

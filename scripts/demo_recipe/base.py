@@ -9,7 +9,6 @@ import torch
 from dreamcache.nodes.host.demo_network import DemoNetworks
 from torch import nn
 
-from . import attention
 from .artwork import DEMO
 from .loop import DEVICE, initialize, on_device, train
 from .scenes import read_scenes
@@ -51,7 +50,7 @@ def train_base(networks: DemoNetworks, steps: int = STEPS, batch: int = BATCH) -
         scale = (1 + sigma**2).rsqrt()
         with torch.autocast(DEVICE.type, torch.bfloat16):
             noised = scale * (latents + sigma * noise)
-            v = unet(noised, timesteps, context=context, transformer_options=attention.options()).float()
+            v = unet(noised, timesteps, context=context).float()
         return (v - scale * (noise - sigma * latents)).square().mean()
 
     trained = train(network, loss_of_step, DEMO / "base", steps=steps, learning_rate=8e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from random import Random
 from typing import Any
 
@@ -23,7 +23,7 @@ from PIL import Image
 from .adapter import AS_IT_SHIPS, Variant
 from .artwork import Subject, subjects
 from .loop import DEVICE
-from .scenes import SEEN, augmented_reference, reference, seen
+from .scenes import SEEN, augmented_reference, of_subjects, reference, seen, silhouettes
 from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
@@ -78,10 +78,10 @@ def pasted(picture: np.ndarray, subject: Subject) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of some pictures, means. `retrieval`: how often the subject is found among all held-out ones. `rank`: of how many
-    of the others, 0…1, the picture is less like. `background`: how often it is the one that was asked for. `colour`:
-    distance of the subject's colours, 0…1, and `structure`: correlation of its brightness, -1…1, both where the subject
-    fits best.
+    """Of a picture, or the means of some. `retrieval`: how often the subject is found among all held-out ones. `rank`:
+    of how many of the others, 0…1, the picture is less like. `background`: how often it is the one that was asked for.
+    `colour`: distance of the subject's colours, 0…1, and `structure`: correlation of its brightness, -1…1, both where
+    the subject fits best.
     """
 
     retrieval: float
@@ -89,6 +89,11 @@ class Scores:
     background: float
     colour: float
     structure: float
+
+
+def mean(scores: Sequence[Scores]) -> Scores:
+    """The mean of each of them."""
+    return Scores(*np.mean([astuple(score) for score in scores], axis=0).tolist())
 
 
 class Judge:
@@ -100,20 +105,25 @@ class Judge:
         self._gallery = self._see(np.stack([reference(subject) for subject in held_out_subjects()]))[0]
 
     def measure(self, of: Sequence[Case], pictures: Sequence[np.ndarray]) -> Scores:
-        """`pictures`: each (128, 128, 3) uint8."""
+        """The means of `each`."""
+        return mean(self.each(of, pictures))
+
+    def each(self, of: Sequence[Case], pictures: Sequence[np.ndarray]) -> list[Scores]:
+        """The scores of each case. `pictures`: each (128, 128, 3) uint8."""
         images = np.stack(pictures)
         likeness, logits = self._compare(images)
         found, backgrounds = self._names(likeness, logits)
         right = likeness[range(len(of)), [self._subjects.index(case.subject.key) for case in of]]
-        others = len(self._subjects) - 1
-        fits = [best_fit(case.subject, image) for case, image in zip(of, images, strict=True)]
-        return Scores(
-            float(np.mean([subject == case.subject.key for subject, case in zip(found, of, strict=True)])),
-            float((likeness < right.unsqueeze(1)).sum(1).float().mean() / others),
-            float(np.mean([background == case.background for background, case in zip(backgrounds, of, strict=True)])),
-            float(np.mean([colour for colour, _ in fits])),
-            float(np.mean([structure for _, structure in fits])),
-        )
+        ranks = (likeness < right.unsqueeze(1)).sum(1) / (len(self._subjects) - 1)
+        return [
+            Scores(
+                float(found[place] == case.subject.key),
+                float(ranks[place]),
+                float(backgrounds[place] == case.background),
+                *best_fit(case.subject, images[place]),
+            )
+            for place, case in enumerate(of)
+        ]
 
     def name(self, images: np.ndarray) -> tuple[list[str], list[str]]:
         """Key of the held-out subject that each picture is likest to, and its background."""
@@ -198,11 +208,13 @@ class Studio:
         adapter: ModelPatcher | None = None,
         seed: int = 0,
         variant: Variant = AS_IT_SHIPS,
+        subject_only: bool = False,
         **changes: Any,
     ) -> list[np.ndarray]:
         """A picture of each case, (128, 128, 3) uint8. `adapter`: as Adapter Loader gives it; None draws without.
 
-        `variant`: of the adapter, which says how references are cached for it. `changes`: of GenerationSettings.
+        `variant`: of the adapter, which says how references are cached for it. `subject_only`: as Encode Reference has
+        it. `changes`: of GenerationSettings.
         """
         pictures: list[np.ndarray] = []
         for start in range(0, len(of), TOGETHER):
@@ -211,6 +223,8 @@ class Studio:
             model = self.networks.model
             if adapter is not None:
                 cache = replace(self._cache(some, variant), per_latent=True)
+                if subject_only:
+                    cache = of_subjects(cache, silhouettes([case.subject for case in some]))
                 model = inject_reference(model, adapter, cache, settings)
             pictures += self._draw(model, self._encode([case.prompt for case in some]), SIZE, settings, len(some))
         return pictures

@@ -80,8 +80,11 @@ def choose(scenes: Scenes, places: Sequence[int]) -> Scenes:
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(scenes):
         values = getattr(scenes, field.name)
-        is_tensor = isinstance(values, torch.Tensor)
-        fields[field.name] = values[list(places)] if is_tensor else [values[place] for place in places]
+        if isinstance(values, torch.Tensor):
+            values = values[list(places)]
+        elif values is not None:
+            values = [values[place] for place in places]
+        fields[field.name] = values
     return Scenes(**fields)
 
 

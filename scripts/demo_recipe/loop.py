@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,28 @@ from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, sav
 from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
 
+from .muon import Muon
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISION = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+"""Of activations. Many a CPU multiplies bfloat16 no quicker than float32."""
 ALONE = Processes()
+
+
+def adamw(network: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """For all weights."""
+    return [_adamw(network.parameters(), learning_rate)]
+
+
+def muon(network: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """For matrices and convolutions, and AdamW for the rest."""
+    weights = list(network.parameters())
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    return [Muon(matrices, learning_rate), _adamw([weight for weight in weights if weight.ndim < 2], learning_rate)]
+
+
+def _adamw(weights: Iterable[torch.Tensor], learning_rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
 def train(
@@ -29,6 +49,7 @@ def train(
     ema: float = 0.999,
     every: int = 100,
     processes: Processes = ALONE,
+    optimizers_of: Callable[[nn.Module, float], Sequence[torch.optim.Optimizer]] = adamw,
 ) -> nn.Module:
     """Train a network in place, on DEVICE, and give a copy of it with averaged weights.
 
@@ -38,28 +59,30 @@ def train(
     parameters: list[torch.Tensor] = list(network.to(DEVICE).requires_grad_().parameters())
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
     averages: list[torch.Tensor] = list(averaged.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = optimizers_of(network, learning_rate)
     state = load_checkpoint(folder, DEVICE)
     if state:
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, of_optimizer in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(of_optimizer)
     first = state["step"] if state else 0
     processes.say(f"{folder.name}: {sum(map(torch.numel, parameters)):,} parameters, from step {first} to {steps}")
 
     sum_of_losses, started = 0.0, time.monotonic()
     for step in range(first, steps):
-        # Rises over 200 steps and falls at the end, so that a longer training can go on from a shorter one.
-        rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (falling * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        # Rises over 100 steps and falls at the end, so that a longer training can go on from a shorter one.
+        rate = learning_rate * min(1.0, (step + 1) / 100, (steps - step) / (falling * steps))
         loss = loss_of_step(step * processes.count + processes.index)
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()
         if processes.count > 1:
             _average_gradients(parameters, processes)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         decay = min(ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(averages, parameters, 1 - decay)
         sum_of_losses += float(loss.detach())
@@ -75,7 +98,7 @@ def train(
                         "step": done,
                         "network": network.state_dict(),
                         "averaged": averaged.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     },
                 )
             sum_of_losses, started = 0.0, time.monotonic()

@@ -6,8 +6,9 @@ make_demo.py autoencoder   trains what turns pictures into latents and back
 make_demo.py scenes        draws scenes and references, and encodes them
 make_demo.py decoder       goes on with what turns latents into pictures
 make_demo.py base          trains U-Net and text encoder, and writes the model's file
-make_demo.py joint         goes on with the U-Net, together with an adapter
-make_demo.py adapter       trains the adapter, and writes its file
+make_demo.py joint         trains the U-Net again, together with an adapter, and writes both files
+make_demo.py export        writes both files of what joint has reached
+make_demo.py adapter       trains another adapter by itself, and writes its file
 make_demo.py gpu           goes on with both on a GPU
 make_demo.py yardstick     trains what measures them, and puts it where tests find it
 make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
@@ -23,8 +24,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,6 +51,7 @@ environment.import_pack(
 )
 
 from comfy.cli_args import args  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
 from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter  # noqa: E402
 from dreamcache.dreamcache_core.adapter.provenance import Provenance  # noqa: E402
 from dreamcache.dreamcache_core.io.tensor_file import read_tensors, write_file  # noqa: E402
@@ -63,6 +66,7 @@ from demo_recipe import (  # noqa: E402
     artwork,
     autoencoder,
     base,
+    composer,
     evaluation,
     joint,
     learning,
@@ -73,14 +77,14 @@ from demo_recipe import (  # noqa: E402
     scenes,
     yardstick,
 )
+from demo_recipe.page import DOCS, Page, fingerprint  # noqa: E402
 
 STEPS = (
-    *("artwork", "autoencoder", "scenes", "decoder", "base", "joint", "adapter", "gpu"),
+    *("artwork", "autoencoder", "scenes", "decoder", "base", "joint", "export", "adapter", "gpu"),
     *("yardstick", "results", "ablations", "learning"),
 )
 SHIPPED = environment.ROOT / "nodes" / "demo"
-MODEL = SHIPPED / "model.safetensors"
-ADAPTER = SHIPPED / "adapter.safetensors"
+MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
 YARDSTICK = environment.ROOT / "tests" / "support" / "subjects" / "yardstick.safetensors"
 
 _THEN, _TOGETHER = ", then ", "triplets together with an adapter"
@@ -108,11 +112,13 @@ def main() -> None:
         case "base":
             _make_base(options.count or base.STEPS)
         case "joint":
-            _make_joint(options.count or joint.STEPS)
+            _make_joint(options.count or joint.STEPS, options.weights)
+        case "export":
+            _export(options.processes, options.weights)
         case "adapter":
-            _make_adapter(options.count or adapter.STEPS)
+            _make_adapter(options.count or adapter.STEPS, options.weights)
         case "gpu":
-            _make_on_gpu(options.seconds, options.output)
+            _make_on_gpu(options.seconds, options.output or artwork.DEMO / "gpu", options.weights)
         case "yardstick":
             steps = options.count or yardstick.STEPS
             half = {name: tensor.half() for name, tensor in yardstick.train_yardstick(steps).items()}
@@ -121,9 +127,9 @@ def main() -> None:
         case "results":
             _make_results(options)
         case "ablations":
-            _make_ablations(options.count or adapter.ABLATION_STEPS)
+            _make_ablations(options)
         case "learning":
-            networks = demo_network.demo_networks(load_file(MODEL))
+            networks = demo_network.demo_networks(load_file(options.weights / MODEL))
             unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [22], 192))
             learning.print_learning(adapter.Training(networks), scenes.read_scenes(), unseen, options.count or 160)
 
@@ -133,107 +139,144 @@ def _make_base(steps: int) -> None:
     weights |= base.train_base(demo_network.demo_networks(weights), steps)
     # The same latents, and better pictures of them.
     weights |= load_file(package.DECODER)
-    _write_model(weights, f"{steps:,} of {base.BATCH} scenes")
-    shutil.copy(MODEL, package.BASE)
+    _write_model(package.BASE, weights, f"{steps:,} of {base.BATCH} scenes")
+    shutil.copy(package.BASE, SHIPPED / MODEL)
 
 
-def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
+def _write_model(path: Path, weights: dict[str, torch.Tensor], *trainings: str) -> None:
     """`trainings`: all that it has had, in words."""
     networks = demo_network.demo_networks(weights)
     header = package.provenance(steps=_THEN.join(trainings))
     header["rgb_factors"] = package.rgb_factors(
         lambda images: networks.model.model.process_latent_in(networks.vae.encode(images))
     )
-    package.write_model(MODEL, demo_network.FILE_KIND, demo_network.FILE_VERSION, weights, header)
+    package.write_model(path, demo_network.FILE_KIND, demo_network.FILE_VERSION, weights, header)
 
 
-def _trainings() -> list[str]:
+def _trainings(model: Path) -> list[str]:
     """What the model's file says of them, in their order."""
-    return str(json.loads(read_tensors(MODEL)[0]["header"])["steps"]).split(_THEN)
+    return str(json.loads(read_tensors(model)[0]["header"])["steps"]).split(_THEN)
 
 
-def _make_joint(steps: int) -> None:
+def _make_joint(steps: int, folder: Path) -> None:
+    backgrounds = composer.draw_backgrounds()
     processes = join_processes(args.cpu)
-    weights = load_file(MODEL)
-    networks = demo_network.demo_networks(weights)
-    training = adapter.Training(networks)
+    training = adapter.Training(demo_network.demo_networks(_without_unet()))
+    drawn = composer.Composer(training.networks, backgrounds)
     begun = training.untrained(adapter.AS_IT_SHIPS)
-    if ADAPTER.exists():
-        begun.load_state_dict(load_adapter(ADAPTER).adapter.state_dict())
-    trained = joint.train_together(training, begun, scenes.read_scenes(), processes, steps)
+    trained = joint.train_together(training, begun, drawn, processes, steps)
     if processes.is_main:
-        weights |= trained
-        # Run again, it goes on: these steps are all that it has had.
-        earlier = [training for training in _trainings() if not training.endswith(_TOGETHER)]
-        _write_model(weights, *earlier, f"{steps:,} of {joint.BATCH * processes.count} {_TOGETHER}")
+        _write_joint(trained, steps, processes.count, folder)
 
 
-def _make_adapter(steps: int) -> None:
+def _export(processes: int, folder: Path) -> None:
+    training = adapter.Training(demo_network.demo_networks(_without_unet()))
+    trained, steps = joint.load_reached(training, training.untrained(adapter.AS_IT_SHIPS))
+    _write_joint(trained, steps, processes, folder)
+
+
+def _without_unet() -> dict[str, torch.Tensor]:
+    """The weights that `joint` keeps: those of the text encoder and the autoencoder that ship."""
+    return {name: tensor for name, tensor in load_file(SHIPPED / MODEL).items() if not name.startswith("unet.")}
+
+
+def _write_joint(trained: torch.nn.Module, steps: int, processes: int, folder: Path) -> None:
+    """The files of what `joint` trained, whose losses are measured and printed."""
+    # All that a U-Net was trained together with an adapter before isn't in this one, which began from nothing.
+    earlier = [training for training in _trainings(SHIPPED / MODEL) if _TOGETHER not in training]
+    count = joint.REFERENCES * processes
+    batch = count * joint.READERS
+    trainings = (*earlier, f"{steps:,} of {batch} {_TOGETHER}")
+    _write_both(folder, _without_unet(), trained, trainings, steps, batch, steps * count)
+    networks = demo_network.demo_networks(load_file(folder / MODEL))
+    unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
+    base = adapter.Training(networks).base_of(load_adapter(folder / ADAPTER).adapter.float(), adapter.AS_IT_SHIPS)
+    base.load()
+    for reference, loss in joint.measure(base, unseen).items():
+        print(f"loss of held-out scenes, {reference}: {loss:.4f}")
+
+
+def _write_both(
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    trained: torch.nn.Module,
+    trainings: Sequence[str],
+    steps: int,
+    batch: int,
+    triplets: int,
+) -> None:
+    """The files of the model and of the adapter. `trained`: both, `unet` and `adapter`. `weights`: of all else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet: torch.nn.Module = trained.get_submodule("unet")
+    together: Any = trained.get_submodule("adapter")
+    weights = weights | {f"unet.{name}": tensor.cpu() for name, tensor in unet.state_dict().items()}
+    _write_model(folder / MODEL, weights, *trainings)
+    base_hash = weights_of(demo_network.demo_networks(load_file(folder / MODEL)).model).base_hash
+    together.provenance = (*together.provenance, Provenance(base_hash, steps, batch, triplets))
+    save_adapter(folder / ADAPTER, together, torch.float16, package.provenance())
+
+
+def _make_adapter(steps: int, folder: Path) -> None:
     processes = join_processes(args.cpu)
-    networks = demo_network.demo_networks(load_file(MODEL))
+    networks = demo_network.demo_networks(load_file(folder / MODEL))
     training = adapter.Training(networks)
     triplets = scenes.read_scenes()
     trainer = training.run(triplets, artwork.DEMO / "adapter", steps, adapter.AS_IT_SHIPS, processes)
     if not processes.is_main:
         return
     trained = trainer.finished_adapter(weights_of(networks.model).base_hash, len(triplets))
-    save_adapter(ADAPTER, trained, torch.float16, package.provenance())
-    print(f"{ADAPTER}: {ADAPTER.stat().st_size / 1e6:.1f} MB")
+    path = folder / ADAPTER
+    save_adapter(path, trained, torch.float16, package.provenance())
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _make_on_gpu(seconds: int, output: Path) -> None:
-    clock = on_gpu.Clock(time.monotonic(), time.monotonic() + 0.5 * seconds, time.monotonic() + seconds)
-    queue = on_gpu.start_drawing(on_gpu.workers())
+def _make_on_gpu(seconds: int, output: Path, folder: Path) -> None:
+    """Goes on from what lies in `output`, or else from the files; with 0 seconds, it only writes these."""
+    backgrounds = composer.draw_backgrounds()
     output.mkdir(parents=True, exist_ok=True)
-    weights = load_file(MODEL)
+    weights = load_file(folder / MODEL)
     networks = demo_network.demo_networks(weights)
-    file = load_adapter(ADAPTER)
-    trained = file.adapter.float().to(loop.DEVICE).train()
+    trained = load_adapter(folder / ADAPTER).adapter.float().to(loop.DEVICE).train()
     base = adapter.Training(networks).base_of(trained, adapter.AS_IT_SHIPS)
-    contexts = on_gpu.contexts_of(base, [*on_gpu.all_captions(), ""])
-    clock.say(f"{len(contexts)} captions are encoded")
-    autoencoder = networks.vae.first_stage_model.to(loop.DEVICE)
     base.load()
-    pool = on_gpu.Pool(
-        queue, lambda images: networks.model.model.process_latent_in(autoencoder.encode(images * 2 - 1)), contexts
-    )
-    while pool.count < on_gpu.FIRST:
-        pool.fill(wait=True)
-    clock.say(f"{pool.count} scenes are drawn")
-    steps = on_gpu.train_together(base, trained, pool, clock, output)
-    steps_of_adapter = on_gpu.train_adapter(base, trained, pool, clock, output)
-    weights |= {f"unet.{name}": tensor.cpu() for name, tensor in base.unet.state_dict().items()}
-    _write_model(weights, *_trainings(), f"{steps:,} of {on_gpu.BATCH:,} {_TOGETHER}, on a GPU")
-    provenance = Provenance(base.weights_hash, steps_of_adapter, on_gpu.BATCH, pool.count)
-    trained.provenance = (*trained.provenance, provenance)
-    save_adapter(ADAPTER, trained, torch.float16, package.provenance())
+    drawn = composer.Composer(networks, backgrounds)
+    on_gpu.say("backgrounds and references are on the GPU")
+    steps = on_gpu.train_together(base, trained, drawn, seconds, output)
+    both = torch.nn.ModuleDict({"unet": base.unet, "adapter": trained})
+    batch = on_gpu.REFERENCES * joint.READERS
+    trainings = (*_trainings(folder / MODEL), f"{steps:,} of {batch:,} {_TOGETHER}, on a GPU")
+    _write_both(folder, weights, both, trainings, steps, batch, steps * on_gpu.REFERENCES)
 
 
 def _make_results(options: argparse.Namespace) -> None:
-    studio, judge = _studio()
-    trained = wrap_for_sampling(load_adapter(ADAPTER).adapter)
-    parts = {"strip": results.write_strip, "sheet": results.write_sheet, "scores": results.write_scores}
-    parts |= {"views": results.write_views, "pairs": results.write_pairs}
+    model, trained = (options.weights / name for name in (MODEL, ADAPTER))
+    drawn = wrap_for_sampling(load_adapter(trained).adapter)
+    page = Page(options.output or DOCS, fingerprint(model, trained))
+    show = results.Results(*_studio(model), drawn, page, options.cases)
+    parts = {"strip": show.write_strip, "sheet": show.write_sheet, "scores": show.write_scores}
+    parts |= {"views": show.write_views, "pairs": show.write_pairs}
     for part in options.parts or parts:
-        parts[part](studio, judge, trained)
+        parts[part]()
 
 
-def _make_ablations(steps: int) -> None:
+def _make_ablations(options: argparse.Namespace) -> None:
     studio, judge = _studio(package.BASE)
+    steps = options.count or adapter.ABLATION_STEPS
     training, triplets = adapter.Training(studio.networks), scenes.read_scenes()
     unseen = scenes.encode_scenes(studio.networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
-    ablations = {}
-    for variant in adapter.VARIANTS:
-        folder = artwork.DEMO / "ablations" / variant.name.replace(" ", "_")
-        trained = training.run(triplets, folder, steps, variant).averaged_adapter()
-        loss = training.loss(unseen, trained, variant)
-        print(f"{variant.name}: loss of held-out scenes {loss:.4f}", flush=True)
-        ablations[variant] = results.Ablation(wrap_adapter(trained), loss)
-    without = training.loss(unseen, training.untrained(adapter.AS_IT_SHIPS))
-    results.write_ablations(studio, judge, ablations, without)
+
+    def train(variant: adapter.Variant | None, seed: int) -> tuple[ModelPatcher | None, float]:
+        if variant is None:
+            return None, training.loss(unseen, training.untrained(adapter.AS_IT_SHIPS))
+        folder = artwork.DEMO / "ablations" / f"{variant.name.replace(' ', '_')}_{seed}"
+        trained = training.run(triplets, folder, steps, variant, seed=seed).averaged_adapter()
+        return wrap_adapter(trained), training.loss(unseen, trained, variant)
+
+    page = Page(options.output or DOCS, fingerprint(package.BASE))
+    results.write_ablations(page, studio, judge, train, steps, options.cases or results.OF_VIEWS)
 
 
-def _studio(model: Path = MODEL) -> tuple[evaluation.Studio, evaluation.Judge]:
+def _studio(model: Path) -> tuple[evaluation.Studio, evaluation.Judge]:
     network = yardstick.Yardstick()
     network.load_state_dict(load_file(YARDSTICK))
     networks = demo_network.demo_networks(load_file(model))
@@ -244,10 +287,17 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--count", type=int, help="of scenes, or of steps of training")
+    parser.add_argument("--cases", type=int, help="that are drawn and measured (default: as many as the page has)")
     parser.add_argument("--processes", type=int, default=1, help="that share the steps `joint` and `adapter`")
     parser.add_argument("--parts", nargs="+", help="of the results: strip, sheet, scores, views, pairs (default: all)")
     parser.add_argument("--seconds", type=int, default=600, help="that a GPU trains (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=artwork.DEMO / "gpu", help="for what it trains")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=SHIPPED,
+        help="folder of the two files that a step from `joint` on writes or measures (default: where they ship from)",
+    )
+    parser.add_argument("--output", type=Path, help="folder for what a GPU trains, or for the page and its images")
     return parser.parse_args()
 
 

@@ -1,21 +1,18 @@
-"""The results page: what the demo model scores, in tables and contact sheets beside the paper's own numbers."""
+"""What the results page shows: tables and contact sheets of the demo model, beside the paper's own numbers."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.figures.contact_sheet import contact_sheet
-from harness.environment import ROOT
-from harness.markdown_table import markdown_table
 from PIL import Image
 
-from .adapter import Variant
-from .artwork import DEMO
+from .adapter import AS_IT_SHIPS, VARIANTS, Variant
 from .evaluation import (
     IMAGE_GUIDANCE,
     Case,
@@ -25,23 +22,26 @@ from .evaluation import (
     cases,
     composite,
     held_out_subjects,
+    mean,
     pasted,
 )
+from .page import Page
 from .scenes import reference
-
-PAGE = ROOT / "web" / "docs" / "demo_model.md"
-IMAGES = ROOT / "web" / "docs" / "images"
-SCORES = DEMO / "scores.json"
+from .world import SIZE
 
 SHIPPED_SUBJECT = ("noto", "turtle")
 STRIP = ("on a green meadow", "on a snowy field", "at sunset", "on a wooden table", "in a pink room", "in the water")
-PAIRS = 50
 VIEWS = (1, 2, 4)
 COUNT = 120
 """Cases that are drawn: half of the held-out subjects."""
 OF_VIEWS = 60
-"""Of these, how many are drawn from several views."""
+"""Of these, how many are drawn from several views, and with each ablation."""
+PAIRS = 50
+SEEDS = 3
+"""How often each ablation is trained."""
 _ON_SHEET = 12
+_SIDE = 2 * SIZE
+"""Of a picture on a sheet: large enough to be looked at."""
 
 # The paper's CLIP-I and CLIP-T for the same question, and parameters of SD2.1's adapter (its tables 3, 4 and 5).
 PAPER = {
@@ -55,144 +55,183 @@ PAPER = {
     "all": "0.813 / 0.297, 36 M",
 }
 
-# (strength, image guidance): what Apply DreamCache is set to.
-SETTINGS = ((0.5, 1.0), (1.0, 1.0), (1.25, 1.0), (1.0, 3.0), (1.0, 5.0), (1.0, 7.0))
-
-
-def write_scores(studio: Studio, judge: Judge, adapter: Any) -> None:
-    """Draw and measure everything but ablations, and write their tables and pictures into the page."""
-    of = cases()[:COUNT]
-    drawn: dict[str, list[np.ndarray]] = {
-        "true composites (the ceiling)": [composite(case) for case in of],
-        "no adapter (the floor)": studio.draw(of),
-    }
-    others = studio.draw(of, seed=1000)
-    drawn["copy and paste"] = [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)]
-    for strength, guidance in SETTINGS:
-        name = f"DreamCache, strength {strength:g}" + (f", image guidance {guidance:g}" if guidance != 1 else "")
-        drawn[name] = studio.draw(of, adapter, strength=strength, image_guidance=guidance)
-        print(name, judge.measure(of, drawn[name]), flush=True)
-    scores = {name: judge.measure(of, pictures) for name, pictures in drawn.items()}
-    _keep({"scores": {name: asdict(score) for name, score in scores.items()}})
-    write_table("scores", ("pictures", *_METRICS), [(name, *_cells(score)) for name, score in scores.items()])
-    for kind in ("class", "drawing"):
-        places = [place for place, case in enumerate(of) if case.subject.held_out == kind]
-        pictures = drawn["DreamCache, strength 1"]
-        part = judge.measure([of[place] for place in places], [pictures[place] for place in places])
-        print(f"held out by {kind}: {part}", flush=True)
-        _keep({f"held out by {kind}": asdict(part)})
-
-
-def write_sheet(studio: Studio, judge: Judge, adapter: Any) -> None:
-    """The page's picture: cases at equal distances, drawn without and with an adapter."""
-    of = cases()[:: len(cases()) // _ON_SHEET][:_ON_SHEET]
-    plain, others = studio.draw(of), studio.draw(of, seed=1000)
-    columns = {
-        "reference": [reference(case.subject) for case in of],
-        "no adapter": plain,
-        **{
-            f"DreamCache, image guidance {guidance:g}": studio.draw(of, adapter, image_guidance=guidance)
-            for guidance in (1.0, 3.0, IMAGE_GUIDANCE)
-        },
-        "copy and paste": [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)],
-    }
-    rows = [[Image.fromarray(picture) for picture in row] for row in zip(*columns.values(), strict=True)]
-    sheet = contact_sheet(rows, [case.prompt for case in of], list(columns), side=128)
-    sheet.save(IMAGES / "demo_results.jpg", quality=85)
-
-
-def write_strip(studio: Studio, judge: Judge, adapter: Any) -> None:
-    """The README's picture: the subject that ships, on some backgrounds, of the first seed."""
-    (subject,) = (one for one in held_out_subjects() if (one.vendor, one.name) == SHIPPED_SUBJECT)
-    of = [Case(subject, background) for background in STRIP]
-    pictures = [Image.fromarray(reference(subject))]
-    pictures += [Image.fromarray(picture) for picture in studio.draw(of, adapter, image_guidance=IMAGE_GUIDANCE)]
-    columns = ["reference", *(case.prompt for case in of)]
-    contact_sheet([pictures], ["A subject that the model has never seen"], columns, side=160).save(IMAGES / "demo.png")
-
-
-def write_views(studio: Studio, judge: Judge, adapter: Any) -> None:
-    """Draw and measure pictures from several views of a subject."""
-    of = cases()[:OF_VIEWS]
-    rows = []
-    for views in VIEWS:
-        pictures = [studio.draw_with_views(case, adapter, views, seed) for seed, case in enumerate(of)]
-        score = judge.measure(of, pictures)
-        print(f"{views} views: {score}", flush=True)
-        rows.append((str(views), *_cells(score)))
-        _keep({f"{views} views": asdict(score)})
-    write_table("views", ("references", *_METRICS), rows)
-
-
-def write_pairs(studio: Studio, judge: Judge, adapter: Any) -> None:
-    """Draw two subjects side by side, and tell how often each is found in its half."""
-    of = cases()
-    pairs = [(of[2 * number], of[2 * number + 1]) for number in range(PAIRS)]
-    # On one background, as a picture of two things is.
-    pairs = [(left, Case(right.subject, left.background)) for left, right in pairs]
-    pictures = [studio.draw_pair(*pair, adapter, seed) for seed, pair in enumerate(pairs)]
-    halves = [np.stack([np.split(picture, 2, axis=1)[side] for picture in pictures]) for side in (0, 1)]
-    found = [judge.name(half)[0] for half in halves]
-    right = np.array([[pair[side].subject.key == found[side][n] for n, pair in enumerate(pairs)] for side in (0, 1)])
-    true = [np.stack([composite(pair[side]) for pair in pairs]) for side in (0, 1)]
-    known = [judge.name(half)[0] for half in true]
-    ceiling = np.array([[pair[side].subject.key == known[side][n] for n, pair in enumerate(pairs)] for side in (0, 1)])
-    rows = [
-        (name, *(f"{100 * value:.0f} %" for value in (each.all(0).mean(), each[0].mean(), each[1].mean())))
-        for name, each in (("two regions", right), ("true composites, side by side", ceiling))
-    ]
-    print(rows, flush=True)
-    _keep({"pairs": rows})
-    write_table("pairs", ("pictures", "both found", "left found", "right found"), rows)
-    shown = [
-        (
-            *(Image.fromarray(reference(case.subject)) for case in pair),
-            Image.fromarray(picture),
-        )
-        for pair, picture in list(zip(pairs, pictures, strict=True))[:_ON_SHEET]
-    ]
-    labels = [f"{left.prompt} | {right.subject.name}" for left, right in pairs[:_ON_SHEET]]
-    sheet = contact_sheet(shown, labels, ["left", "right", "two regions"])
-    sheet.save(IMAGES / "demo_pairs.jpg", quality=85)
+# What Apply DreamCache and Encode Reference are set to.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "DreamCache, strength 0.5": {"strength": 0.5},
+    "DreamCache": {},
+    "DreamCache, strength 1.25": {"strength": 1.25},
+    **{f"DreamCache, image guidance {guidance}": {"image_guidance": float(guidance)} for guidance in (2, 3, 5)},
+    "DreamCache, subject_only": {"subject_only": True},
+    **{
+        f"DreamCache, image guidance {guidance}, subject_only": {
+            "image_guidance": float(guidance),
+            "subject_only": True,
+        }
+        for guidance in (2, 3)
+    },
+}
+_KINDS = {"class": "no drawing of the thing was trained on", "drawing": "only other vendors' drawings were"}
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
-    """An adapter (as a ModelPatcher) that differs from the one that ships, and its loss of held-out scenes."""
+class Results:
+    """Draws, measures and writes the page. `adapter`: as Adapter Loader gives it. `count`: of cases; None for as many
+    as the page has.
+    """
 
-    adapter: Any
-    loss: float
+    studio: Studio
+    judge: Judge
+    adapter: ModelPatcher
+    page: Page
+    count: int | None = None
 
+    def write_scores(self) -> None:
+        """The main table: every way of drawing each case."""
+        of = self._first(COUNT)
 
-def write_ablations(studio: Studio, judge: Judge, ablations: Mapping[Variant, Ablation], without: float) -> None:
-    """Draw and measure with adapters that were trained alike, but for one thing each. `without`: loss of none."""
-    of = cases()[:OF_VIEWS]
-    score = judge.measure(of, studio.draw(of))
-    rows = [("no adapter", "0", f"{without:.4f}", *_cells(score), "not reported")]
-    for variant, ablation in ablations.items():
-        pictures = studio.draw(of, ablation.adapter, variant=variant, image_guidance=IMAGE_GUIDANCE)
-        score = judge.measure(of, pictures)
-        print(f"{variant.name}: {score}", flush=True)
-        _keep({f"ablation: {variant.name}": {"loss": ablation.loss, **asdict(score)}})
-        parameters = f"{ablation.adapter.model.parameter_count:,}"
-        rows.append(
-            (variant.name, parameters, f"{ablation.loss:.4f}", *_cells(score), PAPER.get(variant.name, "not reported"))
+        def copy_and_paste() -> list[np.ndarray]:
+            others = self.studio.draw(of, seed=1000)
+            return [pasted(picture, case.subject) for picture, case in zip(others, of, strict=True)]
+
+        ways: dict[str, Callable[[], list[np.ndarray]]] = {
+            "true composites (the ceiling)": lambda: [composite(case) for case in of],
+            "no adapter (the floor)": lambda: self.studio.draw(of),
+            "copy and paste": copy_and_paste,
+        }
+        for name, settings in SETTINGS.items():
+            ways[name] = partial(self.studio.draw, of, self.adapter, **settings)
+        scores = {name: self._measured(name, of, draw) for name, draw in ways.items()}
+        self.page.write_table("scores", _HEADS, [(name, *_cells(mean(each))) for name, each in scores.items()])
+        guided = f"DreamCache, image guidance {IMAGE_GUIDANCE:g}"
+        rows = []
+        for kind, words in _KINDS.items():
+            part = [score for score, case in zip(scores[guided], of, strict=True) if case.subject.held_out == kind]
+            if part:
+                rows.append((words, str(len(part)), *_cells(mean(part))))
+        self.page.write_table("kinds", ("held out", "cases", *_METRICS), rows)
+
+    def write_sheet(self) -> None:
+        """Cases at equal distances, drawn without and with an adapter."""
+        of = cases()[:: len(cases()) // _ON_SHEET][: min(_ON_SHEET, self.count or _ON_SHEET)]
+        columns = {
+            "reference": [reference(case.subject) for case in of],
+            "no adapter": self.studio.draw(of),
+            **{
+                f"image guidance {guidance:g}": self.studio.draw(of, self.adapter, image_guidance=guidance)
+                for guidance in (1.0, 2.0, IMAGE_GUIDANCE)
+            },
+            "true composite": [composite(case) for case in of],
+        }
+        rows = list(zip(*columns.values(), strict=True))
+        sheet = _sheet(rows, [case.prompt for case in of], list(columns))
+        caption = "Held-out subjects: the reference, the model without an adapter, with it, and a true composite"
+        self.page.write_image("sheet", sheet, "demo_results.jpg", caption)
+
+    def write_strip(self) -> None:
+        """The README's picture: the subject that ships, on some backgrounds, with the first seed."""
+        (subject,) = (one for one in held_out_subjects() if (one.vendor, one.name) == SHIPPED_SUBJECT)
+        of = [Case(subject, background) for background in STRIP]
+        pictures = [reference(subject), *self.studio.draw(of, self.adapter, image_guidance=IMAGE_GUIDANCE)]
+        columns = ["reference", *(case.prompt for case in of)]
+        strip = _sheet([pictures], ["A subject that the model has never seen"], columns)
+        caption = "A turtle that the demo model has never seen, from one picture of it, on six backgrounds"
+        self.page.write_image("strip", strip, "demo.png", caption)
+
+    def write_views(self) -> None:
+        """Pictures from several views of each subject."""
+        of = self._first(OF_VIEWS)
+
+        def draw(views: int) -> list[np.ndarray]:
+            return [self.studio.draw_with_views(case, self.adapter, views, seed) for seed, case in enumerate(of)]
+
+        scores = {views: self._measured(f"{views} views", of, partial(draw, views)) for views in VIEWS}
+        rows = [(str(views), *_cells(mean(each))) for views, each in scores.items()]
+        self.page.write_table("views", ("references", *_METRICS), rows)
+
+    def write_pairs(self) -> None:
+        """Two subjects side by side, and how often each is found in its half."""
+        of = cases()[: 2 * (self.count or PAIRS)]
+        # On one background, as a picture of two things is.
+        pairs = [(left, Case(right.subject, left.background)) for left, right in zip(of[::2], of[1::2], strict=True)]
+        ways: dict[str, Callable[[int], np.ndarray]] = {
+            "two regions": lambda number: self.studio.draw_pair(*pairs[number], self.adapter, number),
+            "true composites, side by side": lambda number: np.concatenate(list(map(composite, pairs[number])), 1),
+        }
+
+        def found(draw: Callable[[int], np.ndarray]) -> list[list[bool]]:
+            """Of each side, of which pairs."""
+            pictures = np.stack([draw(number) for number in range(len(pairs))])
+            return [
+                [name == pair[side].subject.key for name, pair in zip(self.judge.name(half)[0], pairs, strict=True)]
+                for side, half in enumerate(np.split(pictures, 2, axis=2))
+            ]
+
+        rows = []
+        for name, draw in ways.items():
+            right = np.array(self.page.measured(f"{name}, {len(pairs)} pairs", partial(found, draw)))
+            rates = (right.all(0).mean(), *right.mean(1))
+            rows.append((name, *(f"{100 * rate:.0f} %" for rate in rates)))
+        self.page.write_table("pairs", ("pictures", "both found", "left found", "right found"), rows)
+        shown = [
+            (*(reference(case.subject) for case in pair), self.studio.draw_pair(*pair, self.adapter, seed))
+            for seed, pair in enumerate(pairs[:_ON_SHEET])
+        ]
+        labels = [f"{left.prompt} | {right.subject.name}" for left, right in pairs[:_ON_SHEET]]
+        sheet = _sheet(shown, labels, ["left", "right", "two regions"])
+        self.page.write_image("pairs_sheet", sheet, "demo_pairs.jpg", "Two subjects in two regions")
+
+    def _first(self, count: int) -> list[Case]:
+        return cases()[: self.count or count]
+
+    def _measured(self, name: str, of: Sequence[Case], draw: Callable[[], list[np.ndarray]]) -> list[Scores]:
+        measured = self.page.measured(
+            f"{name}, {len(of)} cases", lambda: [asdict(score) for score in self.judge.each(of, draw())]
         )
+        return [Scores(**score) for score in measured]
+
+
+def write_ablations(
+    page: Page,
+    studio: Studio,
+    judge: Judge,
+    train: Callable[[Variant | None, int], tuple[ModelPatcher | None, float]],
+    steps: int,
+    count: int,
+) -> None:
+    """Adapters that were trained alike, but for one thing each: the means over SEEDS seeds, and how far they differ.
+
+    `train`: gives an adapter of a variant, trained with a seed, and its loss of held-out scenes; or of None, the loss
+    without one. `steps`: that each is trained for. `count`: of cases.
+    """
+    of = cases()[:count]
+
+    def ablate(variant: Variant | None, seed: int) -> dict[str, Any]:
+        adapter, loss = train(variant, seed)
+        pictures = studio.draw(
+            of, adapter, 1000 * seed, variant or AS_IT_SHIPS, image_guidance=IMAGE_GUIDANCE if adapter else 1.0
+        )
+        parameters = adapter.model.parameter_count if adapter else 0
+        return {"parameters": parameters, "loss": loss, "scores": asdict(judge.measure(of, pictures))}
+
+    rows = []
+    for variant in (None, *VARIANTS):
+        name = variant.name if variant else "no adapter"
+        measured = [
+            page.measured(f"{name}, {steps} steps, seed {seed}, {count} cases", partial(ablate, variant, seed))
+            for seed in range(SEEDS)
+        ]
+        of_seeds = [[one["loss"], *astuple(Scores(**one["scores"]))] for one in measured]
+        loss, *scores = zip(np.mean(of_seeds, 0), np.std(of_seeds, 0, ddof=1), strict=True)
+        cells = [f"{loss[0]:.4f} ± {loss[1]:.4f}"]
+        cells += [f"{100 * value:.1f} ± {100 * spread:.1f} %" for value, spread in scores[:3]]
+        cells += [f"{value:.3f} ± {spread:.3f}" for value, spread in scores[3:]]
+        rows.append((name, f"{measured[0]['parameters']:,}", *cells, PAPER.get(name, "not reported")))
     head = ("adapter", "parameters", "loss", *_METRICS, "the paper's CLIP-I / CLIP-T, parameters")
-    write_table("ablations", head, rows)
-
-
-def write_table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Put a table where the page has its name."""
-    text = PAGE.read_text(encoding="utf-8")
-    table = "\n".join(markdown_table(heads, rows))
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-    text, count = re.subn(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
-    assert count == 1, f"{PAGE} has no place for {name}"
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_table("ablations", head, rows)
 
 
 _METRICS = ("subject found", "rank", "background right", "colour distance", "structure")
+_HEADS = ("pictures", *_METRICS)
 
 
 def _cells(score: Scores) -> Sequence[str]:
@@ -200,7 +239,7 @@ def _cells(score: Scores) -> Sequence[str]:
     return (*rates, f"{score.colour:.3f}", f"{score.structure:.2f}")
 
 
-def _keep(scores: Mapping[str, Any]) -> None:
-    """In a file beside the others, for whoever asks again."""
-    known = json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.exists() else {}
-    SCORES.write_text(json.dumps({**known, **scores}, indent=1), encoding="utf-8")
+def _sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """A contact sheet of pictures, each twice as large as it was drawn."""
+    images = [[Image.fromarray(picture) for picture in row] for row in rows]
+    return contact_sheet(images, labels, columns, _SIDE)

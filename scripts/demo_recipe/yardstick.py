@@ -57,7 +57,9 @@ def train_yardstick(steps: int = STEPS) -> dict[str, torch.Tensor]:
     """
     yardstick = Yardstick()
     initialize(yardstick)
-    scenes = read_scenes()
+    scenes = read_scenes(pictures=True)
+    pictures_of_scenes, pictures_of_references = scenes.pictures, scenes.reference_pictures
+    assert pictures_of_scenes is not None and pictures_of_references is not None
     names = list(BACKGROUNDS)
     backgrounds = torch.tensor([names.index(background) for background in scenes.backgrounds], device=DEVICE)
     subjects = np.unique(scenes.subjects, return_inverse=True)[1]
@@ -68,7 +70,7 @@ def train_yardstick(steps: int = STEPS) -> dict[str, torch.Tensor]:
         # Each subject once, for its other scenes are no wrong answers.
         chosen = on_device(drawn[np.sort(np.unique(subjects[drawn], return_index=True)[1])][:BATCH])
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            pictures = torch.cat([scenes.pictures[chosen], scenes.reference_pictures[chosen]]).float() / 255
+            pictures = torch.cat([pictures_of_scenes[chosen], pictures_of_references[chosen]]).float() / 255
             embeddings, logits = yardstick(pictures)
         of_scenes, of_references = embeddings.float().chunk(2)
         likeness = of_scenes @ of_references.T / _TEMPERATURE

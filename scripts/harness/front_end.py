@@ -23,8 +23,8 @@ Box = tuple[float, float, float, float]
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 ADAPTER = "dreamcache_sd15.safetensors"
 """The adapter that these workflows load."""
-REFERENCE = "my_subject_00001_.safetensors"
-"""The reference that one of them loads."""
+REFERENCES = ("my_subject_00001_.safetensors", "demo_turtle_00001_.safetensors")
+"""The references that two of them load."""
 
 # Without a graphics card, and without what Chromium itself would ask the internet for.
 _ARGUMENTS = [
@@ -244,7 +244,8 @@ def open_front_end(server: ComfyUIServer, size: tuple[int, int] = (1600, 900)) -
 
 def place_models(server: ComfyUIServer) -> None:
     """Empty files under the names that the workflows load: the front end warns of those that it doesn't find."""
-    models = [{"directory": "dreamcache", "name": ADAPTER}, {"directory": "dreamcache_references", "name": REFERENCE}]
+    models = [{"directory": "dreamcache", "name": ADAPTER}]
+    models += [{"directory": "dreamcache_references", "name": name} for name in REFERENCES]
     for path in WORKFLOWS.values():
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             models += node["properties"].get("models", [])

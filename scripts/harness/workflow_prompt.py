@@ -60,6 +60,7 @@ def demo_prompt(server: ComfyUIServer, subject: Path | None = None) -> Prompt:
         prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": server.upload_image(subject)}}
         prompt["mask"] = {"class_type": "InvertMask", "inputs": {"mask": ["picture", 1]}}
         set_inputs(prompt, "DreamCacheEncodeReference", image=["picture", 0], mask=["mask", 0])
+        set_inputs(prompt, "PreviewImage", images=["picture", 0])
     return prompt
 
 

@@ -27,9 +27,19 @@ from dreamcache.dreamcache_core.reference.file import save_references  # noqa: E
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail  # noqa: E402
 from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
 from harness.comfyui_server import ComfyUIServer  # noqa: E402
-from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
-from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
+from harness.front_end import (  # noqa: E402
+    ADAPTER,
+    REFERENCES,
+    WORKFLOWS,
+    Box,
+    FrontEnd,
+    Point,
+    Workflow,
+    open_front_end,
+    place_models,
+)
+from harness.workflow_prompt import PHOTOGRAPH, load_prompt  # noqa: E402
+from PIL import Image, ImageDraw, ImageOps  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -70,6 +80,19 @@ SHOWN = {
     "dreamcache_attention": "What the model sees in it, and where it looks",
     "dreamcache_compare": "Every combination",
 }
+# Of templates on the demo model: the node whose picture is their thumbnail. In this order, for one saves what the next
+# loads.
+DRAWN = {
+    "dreamcache_demo": "SaveImage",
+    "dreamcache_demo_attention": "DreamCachePreviewAttention",
+    "dreamcache_demo_compare": "DreamCacheCompare",
+    "dreamcache_demo_save_reference": "DreamCachePreviewReferenceCache",
+    "dreamcache_demo_saved_reference": "SaveImage",
+    "dreamcache_demo_several_references": "SaveImage",
+    "dreamcache_demo_strengths": "SaveImage",
+    "dreamcache_demo_train_adapter": "PreviewImage",
+    "dreamcache_demo_two_subjects": "SaveImage",
+}
 README_WIDTH = 1400
 CAPTURE_SIZE = (900, 680)
 THUMBNAIL_WIDTH = 512
@@ -81,7 +104,7 @@ PAINTED = [(168, 14, 412, 212), (172, 100, 404, 288), (194, 226, 268, 310)]
 
 
 def main() -> None:
-    parts = {"workflows": take_workflows, "nodes": take_nodes, "capture": take_capture}
+    parts = {"workflows": take_workflows, "demo": take_demo, "nodes": take_nodes, "capture": take_capture}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(parts), help="which to make, of: " + ", ".join(parts))
     wanted = parser.parse_args().parts
@@ -96,6 +119,8 @@ def main() -> None:
 
 def take_workflows(server: ComfyUIServer) -> None:
     for name, path in WORKFLOWS.items():
+        if name in DRAWN:
+            continue
         # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
         photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
         # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
@@ -111,6 +136,23 @@ def take_workflows(server: ComfyUIServer) -> None:
                 save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
             for class_type, file in CLOSE_UPS.get(name, {}).items():
                 take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_demo(server: ComfyUIServer) -> None:
+    """What the templates on the demo model show when they are run, as their thumbnails."""
+    for name in REFERENCES:
+        # Of `place_models`, and empty.
+        (server.base / "models" / "dreamcache_references" / name).unlink(missing_ok=True)
+    for name, class_type in DRAWN.items():
+        prompt = load_prompt(WORKFLOWS[name], server.object_info())
+        outputs = server.run(prompt).outputs
+        shown = [outputs[number]["images"][-1] for number, node in prompt.items() if node["class_type"] == class_type]
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Image.open(server.download(shown[-1], Path(folder, "shown.png"))).convert("RGB")
+        path = WORKFLOWS[name].with_suffix(".jpg")
+        square = ImageOps.pad(picture, (THUMBNAIL_WIDTH, THUMBNAIL_WIDTH), Image.Resampling.LANCZOS, "white")
+        square.save(path, optimize=True, quality=80)
+        print(path.relative_to(ROOT))
 
 
 def take_nodes(server: ComfyUIServer) -> None:
