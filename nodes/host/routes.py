@@ -37,6 +37,7 @@ from ...dreamcache_core.reference.file import describe_references, read_thumbnai
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from .adapters import SELF_ATTENTION
 from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
+from .templates import add_template_routes
 
 PREFIX = "/dreamcache"
 
@@ -55,6 +56,7 @@ def add_routes(routes: web.RouteTableDef) -> None:
     own_attention = {name: AdapterDescription(0, adapter.description) for name, adapter in SELF_ATTENTION.items()}
     _describe_files(routes, "adapters", ADAPTERS, Catalogue(describe_adapter), own_attention)
     _describe_files(routes, "references", REFERENCES, Catalogue(describe_references))
+    add_template_routes(routes)
 
     # Files are read in threads, so that a slow disk doesn't block other requests.
     @routes.get(f"{PREFIX}/thumbnails/{{number:\\d+}}/{{name:.+}}")

@@ -1,4 +1,4 @@
-"""The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
+"""The pictures of the README and of the help pages, taken in ComfyUI's own front end.
 
 `python3 scripts/release/screenshots.py` takes them all, as is due after a change of a workflow or of a node's inputs;
 with names of parts, only these.
@@ -28,7 +28,7 @@ from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
 from harness.comfyui_server import ComfyUIServer  # noqa: E402
 from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
 from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
+from PIL import Image  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -64,19 +64,9 @@ ALONE = {
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
-# Of workflows whose subject says less of them than another group: what their thumbnail shows.
-SHOWN = {
-    "dreamcache_attention": "What the model sees in it, and where it looks",
-    "dreamcache_compare": "Every combination",
-}
 README_WIDTH = 1400
 CAPTURE_SIZE = (900, 680)
-THUMBNAIL_WIDTH = 512
-LEGIBLE = 940
-"""How much of a graph a thumbnail can show."""
 MARGIN = 12
-# Ellipses over the photograph, as someone with a brush would cover the cup and its handle.
-PAINTED = [(168, 14, 412, 212), (172, 100, 404, 288), (194, 226, 268, 310)]
 
 
 def main() -> None:
@@ -94,21 +84,16 @@ def main() -> None:
 
 
 def take_workflows(server: ComfyUIServer) -> None:
-    for name, path in WORKFLOWS.items():
-        # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
-        photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
+    for name in CLOSE_UPS:
         # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
         with open_front_end(server) as front_end:
-            workflow = json.loads(path.read_text(encoding="utf-8"))
+            workflow = json.loads(WORKFLOWS[name].read_text(encoding="utf-8"))
             front_end.load(workflow)
             front_end.hide_menus()
-            front_end.show_output("DreamCacheSaveTriplet", "example.png")
-            # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
-            thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
-            save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
+            front_end.show_output("DreamCacheSaveTriplet", PHOTOGRAPH.name)
             if name == "dreamcache_basic":
                 save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
-            for class_type, file in CLOSE_UPS.get(name, {}).items():
+            for class_type, file in CLOSE_UPS[name].items():
                 take_close_up(front_end, class_type, IMAGES / file)
 
 
@@ -176,17 +161,6 @@ def reference() -> ReferenceCache:
     return ReferenceCache((ReferenceBatch(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source),))
 
 
-def photograph(painted: bool) -> Image.Image:
-    """The photograph, and where it is painted on as the mask editor saves that: transparent."""
-    image = Image.open(PHOTOGRAPH)
-    if painted:
-        mask = Image.new("L", image.size, 255)
-        for ellipse in PAINTED:
-            ImageDraw.Draw(mask).ellipse(ellipse, fill=0)
-        image.putalpha(mask)
-    return image
-
-
 def take_close_up(front_end: FrontEnd, class_type: str, path: Path) -> None:
     """A node at one and a half of its size, with as much around it as shows what is connected to it."""
     box = grown(front_end.box(class_type), 30)
@@ -201,31 +175,13 @@ def graph_box(workflow: Workflow) -> Box:
     return grown((left, top, right - left, bottom - top), MARGIN)
 
 
-def thumbnail_box(workflow: Workflow, shown: str | None = None) -> Box:
-    """The lower left corner of the graph, where the subject is: a square from as high a group as leaves it legible. Or
-    of the group of that title.
-    """
-    for group in workflow["groups"]:
-        if group["title"] == shown:
-            left, top, _, side = grown(tuple(group["bounding"]), MARGIN)
-            return left, top, side, side
-    left, top, _, height = graph_box(workflow)
-    bottom = top + height
-    heights = [bottom - group["bounding"][1] + MARGIN for group in workflow["groups"]]
-    side = max(height for height in heights if height < LEGIBLE)
-    return left, bottom - side, side, side
-
-
 def grown(box: Box, margin: float) -> Box:
     x, y, width, height = box
     return x - margin, y - margin, width + 2 * margin, height + 2 * margin
 
 
-def save(picture: bytes, path: Path, width: int | None = None) -> None:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    if width:
-        image = image.resize((width, round(image.height * width / image.width)))
-    image.save(path, optimize=True, quality=88)
+def save(picture: bytes, path: Path) -> None:
+    Image.open(io.BytesIO(picture)).convert("RGB").save(path, optimize=True, quality=88)
     print(path.relative_to(ROOT))
 
 
