@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -17,6 +18,10 @@ Group = Literal["bottleneck", "coarse", "medium", "fine"]
 
 PIXELS_PER_LATENT = 8
 """How many pixels of a side one latent pixel stands for, in the autoencoder of every base model here."""
+
+_LAYER_NAME = re.compile(r"(middle_block|(in|out)put_blocks\.[0-9]{1,3})\.[0-9]{1,3}")
+# Ten times as many as the widest layer of SDXL has.
+_MAX_CHANNELS = 12_800
 
 _STAGE_OF_PREFIX: dict[str, Stage] = {"input_blocks": "encoder", "middle_block": "middle", "output_blocks": "decoder"}
 
@@ -44,6 +49,16 @@ class TransformerLayer:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there can be such a layer: its name is a block's, and its heads divide its channels."""
+        return bool(
+            _LAYER_NAME.fullmatch(self.name)
+            and 0 < self.channels <= _MAX_CHANNELS
+            and self.heads > 0
+            and not self.channels % self.heads
+        )
 
 
 @dataclass(frozen=True)

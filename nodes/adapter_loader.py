@@ -36,7 +36,7 @@ class DreamCacheAdapterLoader(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, adapter_name: str) -> float:
+    def fingerprint_inputs(cls, adapter_name: str) -> str:
         return adapter_fingerprint(adapter_name)
 
     @classmethod

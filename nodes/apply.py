@@ -121,8 +121,18 @@ class ApplyDreamCache(io.ComfyNode):
             region=as_region(region),
         )
         injected = inject(model, injection)
-        warning = reference_cache.compare_weights(weights_of(model))
-        if warning is None:
+        warnings = [reference_cache.compare_weights(weights_of(model)), _range_warning(start_percent, end_percent)]
+        text = "\n".join(warning for warning in warnings if warning)
+        if not text:
             return io.NodeOutput(injected)
-        show_text(cls, warning)
-        return io.NodeOutput(injected, ui={"text": [warning]})
+        show_text(cls, text)
+        return io.NodeOutput(injected, ui={"text": [text]})
+
+
+def _range_warning(start_percent: float, end_percent: float) -> str | None:
+    if start_percent <= end_percent:
+        return None
+    return (
+        f"The reference never applies, because start_percent ({start_percent:g}) is above end_percent "
+        f"({end_percent:g}): swap them."
+    )

@@ -13,7 +13,8 @@ from typing_extensions import override
 from ..dreamcache_core.adapter.file import load_adapter
 from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.evaluation.subjects import load_masked_image
-from ..dreamcache_core.io.tensor_file import Header, read_header, read_tensors
+from ..dreamcache_core.io.json_fields import Fields
+from ..dreamcache_core.io.tensor_file import read_header, read_tensors
 from .host.demo_network import FILE_KIND, FILE_VERSION, DemoNetworks, demo_networks
 from .host.patching.injection import wrap_for_sampling
 from .schema import CATEGORY, AdapterType
@@ -67,7 +68,7 @@ def load_networks(disable_dynamic: bool = False) -> DemoNetworks:
     header, networks = _read(FOLDER / MODEL_FILE, lambda path: _load(path, disable_dynamic))
     # Previews of the demo model's latents need other factors than SD1.5's, whose class it has.
     latent_format = networks.model.model.latent_format
-    latent_format.latent_rgb_factors = header["rgb_factors"]
+    latent_format.latent_rgb_factors = header.items("rgb_factors")
     latent_format.taesd_decoder_name = None
     for part, patcher in networks.patchers.items():
         patcher.cached_patcher_init = (_load_patcher, (part,))
@@ -79,7 +80,7 @@ def _load_patcher(part: str, disable_dynamic: bool = False) -> ModelPatcher:
     return load_networks(disable_dynamic).patchers[part]
 
 
-def _load(path: Path, disable_dynamic: bool) -> tuple[Header, DemoNetworks]:
+def _load(path: Path, disable_dynamic: bool) -> tuple[Fields, DemoNetworks]:
     """Header and networks of the model's file."""
     metadata, tensors = read_tensors(path)
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)

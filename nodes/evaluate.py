@@ -23,6 +23,7 @@ from ..dreamcache_core.evaluation.metrics import (
 )
 from ..dreamcache_core.figures.contact_sheet import contact_sheet
 from ..dreamcache_core.io.images import to_image, to_tensor
+from ..dreamcache_core.io.text import split_lines
 from .host import encoders
 from .host.inputs import check_masks, fit_masks, to_rgb
 from .schema import TRAINING_CATEGORY
@@ -145,7 +146,7 @@ def _masked_images(image: torch.Tensor, mask: torch.Tensor | None, what: str) ->
 
 
 def _prompts(text: str, count: int) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    lines = split_lines(text) or [""]
     if len(lines) not in (1, count):
         raise DreamCacheError(
             f"There are {len(lines)} lines of prompts for {count} images: write one for all, or one for each."

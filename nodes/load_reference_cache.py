@@ -9,6 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..dreamcache_core.io.file_state import fingerprint
 from ..dreamcache_core.reference.file import load_references
 from .host.folders import REFERENCES, missing_file_message
 from .schema import CATEGORY, ReferenceCacheType
@@ -50,8 +51,8 @@ class DreamCacheLoadReferenceCache(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, reference_name: str) -> float:
-        return _path(reference_name).stat().st_mtime
+    def fingerprint_inputs(cls, reference_name: str) -> str:
+        return fingerprint(_path(reference_name))
 
     @classmethod
     @override

@@ -63,7 +63,7 @@ class DreamCacheOneNode(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, adapter_name: str, **others: object) -> float:
+    def fingerprint_inputs(cls, adapter_name: str, **others: object) -> str:
         return adapter_fingerprint(adapter_name)
 
     @classmethod

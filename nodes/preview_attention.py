@@ -17,7 +17,7 @@ from ..dreamcache_core.figures.attention_sheet import ReferenceAttention, attent
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.image import resize_to_area
 from ..dreamcache_core.unet import group_of
-from .host.base_model import check_vae
+from .host.base_model import check_vae, encode_images
 from .host.inputs import as_region, check_masks, to_rgb
 from .host.patching.attention_probe import AttentionProbe, probe_attention
 from .host.patching.injection import injections_on
@@ -110,7 +110,7 @@ class DreamCachePreviewAttention(io.ComfyNode):
             raise DreamCacheError("The image batch is empty: connect an image.")
         check_vae(vae, model)
         image = resize_to_area(to_rgb(image), 0)
-        latent = vae.encode(image)
+        latent = encode_images(vae, image)
         noise = comfy.sample.prepare_noise(latent, seed)
         region = as_region(region)
         if region is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -9,6 +10,9 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
+from ..dreamcache_core.io.file_state import fingerprint
+from ..dreamcache_core.io.names import TEXT_TYPES
+from ..dreamcache_core.io.text import read_text
 from ..dreamcache_core.training.prompts import choose_line, combine_words
 from .schema import TRAINING_CATEGORY
 
@@ -138,8 +142,8 @@ class DreamCachePromptSource(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, source: str | None, **_: object) -> float:
-        return _path(source).stat().st_mtime if source in _text_files() else 0
+    def fingerprint_inputs(cls, source: str | None, **_: object) -> str:
+        return fingerprint(_path(source)) if source in _text_files() else ""
 
     @classmethod
     @override
@@ -157,7 +161,9 @@ def _words(name: str, default: str, what: str) -> io.String.Input:
 
 
 def _text_files() -> list[str]:
-    return sorted(path.name for path in Path(folder_paths.get_input_directory()).glob("*.txt"))
+    # Not iterdir: the schema of all nodes must not fail where the folder is missing or can't be read.
+    _, _, names = next(os.walk(folder_paths.get_input_directory()), ("", [], []))
+    return sorted(name for name in names if name.lower().endswith(TEXT_TYPES))
 
 
 def _path(source: str) -> Path:
@@ -167,7 +173,4 @@ def _path(source: str) -> Path:
 def _read(source: str) -> str:
     if source not in _text_files():
         raise DreamCacheError(f"There is no text file {source} in ComfyUI's input folder: put it there.")
-    try:
-        return _path(source).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DreamCacheError(f"{source} is not in UTF-8: save it as UTF-8 text.") from error
+    return read_text(_path(source))

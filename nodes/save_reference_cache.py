@@ -13,7 +13,9 @@ from typing_extensions import override
 from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.io.images import to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
-from ..dreamcache_core.reference.file import THUMBNAIL_SIZE, Precision, save_references
+from ..dreamcache_core.reference.contents import Precision
+from ..dreamcache_core.reference.file import save_references
+from ..dreamcache_core.reference.thumbnails import THUMBNAIL_SIZE
 from ..dreamcache_core.unet import DEFAULT_STAGES, STAGES
 from .host.folders import REFERENCES, is_inside, models_folder, outside_message, save_numbered
 from .host.node_text import show_text

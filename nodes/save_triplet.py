@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.io.images import to_image
-from ..dreamcache_core.reference.image import subject_box
+from ..dreamcache_core.io.names import typed_path
+from ..dreamcache_core.reference.image import how_bright, subject_box
 from ..dreamcache_core.training.triplet_files import save_triplet
 from .host.folders import is_inside, output_folder
 from .host.inputs import check_masks, fit_masks, to_rgb
@@ -52,7 +53,7 @@ class DreamCacheSaveTriplet(io.ComfyNode):
     @override
     def validate_inputs(cls, folder: str | None) -> bool | str:
         # None: the name comes from another node.
-        return True if folder is None or is_inside(output_folder(), folder) else _outside(folder)
+        return True if folder is None or is_inside(output_folder(), str(typed_path(folder))) else _outside(folder)
 
     @classmethod
     @override
@@ -64,13 +65,14 @@ class DreamCacheSaveTriplet(io.ComfyNode):
         folder: str,
         reference: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if not is_inside(output_folder(), folder):
+        relative = typed_path(folder)
+        if not is_inside(output_folder(), str(relative)):
             raise DreamCacheError(_outside(folder))
         if not prompt.strip():
             raise DreamCacheError("The prompt is empty: connect the text the image was generated from.")
         _check_counts(image, mask, reference)
         output = output_folder()
-        saved, skipped = _save(output / folder, image, mask, prompt, reference)
+        saved, skipped = _save(output / relative, image, mask, prompt, reference)
         text = _in_words(saved, skipped)
         show_text(cls, text)
         images = [
@@ -99,17 +101,17 @@ def _check_counts(image: torch.Tensor, mask: torch.Tensor, reference: torch.Tens
 
 def _save(
     folder: Path, image: torch.Tensor, mask: torch.Tensor, prompt: str, reference: torch.Tensor | None
-) -> tuple[list[Path], list[int]]:
-    """Write the samples. Returns their pictures' paths, and the numbers of the pictures whose masks are black.
+) -> tuple[list[Path], list[str]]:
+    """Write the samples. Returns their pictures' paths, and a sentence for each picture whose mask shows no subject.
 
     Those are left out rather than refused: one failure of the background's removal would stop a night's queue.
     """
     saved, skipped = [], []
     image, mask = to_rgb(image), fit_masks(image, mask)
-    references = None if reference is None else to_rgb(reference).expand(len(image), -1, -1, -1)
+    references = None if reference is None else to_rgb(reference, "reference").expand(len(image), -1, -1, -1)
     for number, (picture, subject) in enumerate(zip(image, mask, strict=True)):
         if subject_box(subject) is None:
-            skipped.append(number + 1)
+            skipped.append(f"Image {number + 1} was not saved because its mask is {how_bright(subject)}.")
             continue
         pictures = {"generation": to_image(picture), "mask": to_image(subject)}
         if references is not None:
@@ -118,8 +120,7 @@ def _save(
     return saved, skipped
 
 
-def _in_words(saved: list[Path], skipped: list[int]) -> str:
+def _in_words(saved: list[Path], skipped: list[str]) -> str:
     names = [f"{path.parent.name}/{path.stem.removesuffix('_generation')}" for path in saved]
     sentences = [f"Saved {' … '.join(dict.fromkeys([names[0], names[-1]]))}."] if names else []
-    sentences += [f"Image {number} was not saved because its mask is black." for number in skipped]
-    return "\n".join(sentences)
+    return "\n".join([*sentences, *skipped])

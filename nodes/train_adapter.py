@@ -21,15 +21,18 @@ from ..dreamcache_core.errors import DreamCacheError
 from ..dreamcache_core.figures.loss_curve import plot_loss_curve
 from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_tensor
+from ..dreamcache_core.io.names import typed_path
+from ..dreamcache_core.io.text import split_lines
 from ..dreamcache_core.training.batches import make_batches
 from ..dreamcache_core.training.output_folder import TrainingFolder
-from ..dreamcache_core.training.session import UNTRAINED, Origin, TrainingSession, describe_weights
+from ..dreamcache_core.training.session import NO_LORAS, UNTRAINED, Origin, TrainingSession, describe_weights
 from ..dreamcache_core.training.settings import PRECISIONS, TrainingSettings
 from ..dreamcache_core.training.trainer import Trainer
 from ..dreamcache_core.training.triplets import open_triplets
+from ..dreamcache_core.training.validation import HeldOut
 from ..dreamcache_core.unet import PIXELS_PER_LATENT
-from .host.base_model import structure_of
-from .host.folders import is_inside, output_folder, trainings_folder
+from .host.base_model import loras_of, structure_of
+from .host.folders import NO_FOLDER, is_inside, trainings_folder, triplets_folder
 from .host.frozen_base import ComfyUIBase
 from .host.generation import SampleSheet, choose_samples
 from .host.node_text import show_text
@@ -163,6 +166,25 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                     optional=True,
                     tooltip="Start from this trained adapter instead of from scratch. The original stays unchanged.",
                 ),
+                io.Int.Input(
+                    "held_out",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Triplets that aren't trained on. At each checkpoint they show whether the adapter looks "
+                    "at its reference: the gap, in green on the curve. 0 = no validation; 64 is plenty.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="End the training when the gap hasn't grown for this many checkpoints. 0 = train all "
+                    "steps.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 AdapterType.Output("adapter", tooltip="For Apply DreamCache and DreamCache Save Adapter."),
@@ -174,8 +196,10 @@ class DreamCacheTrainAdapter(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, name: str | None, resolution: int | None) -> bool | str:
+    def validate_inputs(cls, folder: str | None, name: str | None, resolution: int | None) -> bool | str:
         # None: the value comes from another node.
+        if folder is not None and typed_path(folder) == Path():
+            return NO_FOLDER
         if name is not None and not is_inside(trainings_folder(), name):
             return _no_name(name)
         return True if resolution is None or not resolution % PIXELS_PER_LATENT else _no_resolution(resolution)
@@ -202,14 +226,21 @@ class DreamCacheTrainAdapter(io.ComfyNode):
         warm_up: int,
         checkpoint_every: int,
         adapter: ModelPatcher | None = None,
+        held_out: int = 0,
+        patience: int = 0,
     ) -> io.NodeOutput:
         if not is_inside(trainings_folder(), name):
             raise DreamCacheError(_no_name(name))
         if resolution % PIXELS_PER_LATENT:
             raise DreamCacheError(_no_resolution(resolution))
-        triplets = open_triplets(output_folder() / Path(folder).expanduser())
+        triplets = open_triplets(triplets_folder(folder))
         settings = TrainingSettings(steps, batch, learning_rate, warm_up=warm_up, seed=seed)
+        unseen = validated = None
+        if held_out:
+            unseen, triplets = triplets.hold_out(held_out)
+            validated = HeldOut(unseen, settings, resolution, together=batch // parts)
         training = TrainingFolder(trainings_folder() / name)
+        training.check_writable()
         # ComfyUI runs nodes in inference mode, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             trained = _first_weights(model, adapter, seed)
@@ -221,12 +252,14 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 batch=batch,
                 resolution=resolution,
                 seed=seed,
+                loras=loras_of(model) or NO_LORAS,
+                held_out=held_out,
             )
             samples = SampleSheet(
                 model,
                 clip,
                 vae,
-                *choose_samples(triplets, sample_prompts.splitlines(), resolution),
+                *choose_samples(unseen or triplets, split_lines(sample_prompts), resolution),
                 GenerationSettings(resolution=resolution),
             )
             session = TrainingSession(
@@ -237,6 +270,8 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 checkpoint_every=checkpoint_every,
                 sample_every=sample_every,
                 generate_samples=samples.generate,
+                held_out=validated,
+                patience=patience,
             )
             batches = make_batches(triplets, settings, resolution, first_step=session.step, micro_batches=parts)
             try:
@@ -248,10 +283,11 @@ class DreamCacheTrainAdapter(io.ComfyNode):
                 base.unload()
             finished = session.finished_adapter().cpu()
         show_text(cls, f"Trained {session.step:,} steps on {triplets.description}")
+        gaps = [(validation.step, validation.gap) for validation in session.validations]
         sheets = [to_tensor(sheet) for sheet in training.sheets(session.step)]
         return io.NodeOutput(
             wrap_for_sampling(finished),
-            to_tensor(plot_loss_curve(session.losses, max(steps, session.step))).unsqueeze(0),
+            to_tensor(plot_loss_curve(session.losses, max(steps, session.step), gaps)).unsqueeze(0),
             # Without samples, the nodes that would show them don't run.
             torch.stack(sheets) if sheets else ExecutionBlocker(None),
         )

@@ -29,6 +29,13 @@ def _register_pack() -> None:
 _register_pack()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("more than there is time for each time")
+    group.addoption("--damaged-files", type=int, default=150, help="files that each reader is given")
+    group.addoption("--kills", type=int, default=2, help="times that the training command is killed")
+    group.addoption("--overwrites", type=int, default=6, help="times that an adapter is overwritten while it draws")
+
+
 @pytest.fixture(scope="session")
 def short_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of SD1.5, cut short so that it loads in a moment, and an adapter for it."""

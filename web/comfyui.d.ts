@@ -14,6 +14,9 @@ declare const LiteGraph: {
     LGraphGroup: new (title: string) => ComfyApp['graph']['groups'][number]
 }
 
+/** Only of what ComfyUI's own extensions use, too. */
+declare const comfyAPI: { utils: { applyTextReplacements(app: ComfyApp, text: string): string } }
+
 declare module '*/scripts/app.js' {
     export const app: ComfyApp
 }

@@ -5,6 +5,7 @@ import { adapterLoader } from './js/adapter_loader.js'
 import { buildBasicGraph } from './js/basic_graph.js'
 import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
 import { ENCODE, showEncoded } from './js/encode_reference.js'
+import { replaceInName } from './js/file_name.js'
 import { checkFitAgain, watchFit } from './js/fit.js'
 import { clearProgressText } from './js/progress_text.js'
 import { referenceLoader } from './js/reference_loader.js'
@@ -47,6 +48,7 @@ app.registerExtension({
     beforeConfigureGraph: forgetDrop,
     nodeCreated(node) {
         const type = String(node.comfyClass)
+        replaceInName(node)
         if (adapterLoader.types.includes(type)) adapterLoader.show(node)
         else if (referenceLoader.types.includes(type)) referenceLoader.show(node)
         else if (type === TRAIN) showTraining(node)

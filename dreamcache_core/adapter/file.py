@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from ..errors import DreamCacheError
-from ..io.tensor_file import Shapes, read_header, read_shapes, read_tensors, write_file
+from ..io.file_state import wait_until_settled
+from ..io.finite import check_finite
+from ..io.json_fields import Fields
+from ..io.layers import check_layers, read_layers
+from ..io.pickle_file import read_pickle
+from ..io.tensor_file import TensorInfo, Tensors, checked_header, open_tensors, read_header, write_file
 from ..unet import TransformerLayer
 from .network import Adapter, weight_shapes
 from .provenance import Provenance
@@ -24,7 +29,8 @@ FILE_VERSION = 1
 
 # Name of a tensor in the authors' format:
 # `diffusion_model.output_blocks.4.1.transformer_blocks.0.attn_mem.to_q.weight`.
-_AUTHORS_PREFIX = "diffusion_model."
+# Programs that trained a wrapped model have put `model.` or `module.` in front.
+_AUTHORS_PREFIX = re.compile(r"^(?:(?:model|module)\.)*(?:diffusion_model\.)?")
 _AUTHORS_BLOCK = ".transformer_blocks.0."
 _AUTHORS_NAMES = {
     "norm2_mem": "norm_mem",
@@ -37,6 +43,9 @@ _AUTHORS_NAMES = {
 # The authors' format doesn't name the base model. They published an adapter for SD2.1, whose heads have 64 channels.
 _AUTHORS_BASE_MODEL = "SD2.x"
 _AUTHORS_HEAD_CHANNELS = 64
+
+# Characters of a name, which may be of any length, in a sentence.
+_SHOWN = 100
 
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
 SUFFIXES = frozenset({".safetensors", *_PICKLED})
@@ -84,12 +93,10 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     """
     if not path.is_file():
         raise DreamCacheError(f"{path} does not exist: put adapters into ComfyUI's models/dreamcache folder.")
-    if path.suffix in _PICKLED:
-        metadata: Mapping[str, str] = {}
-        tensors = _read_pickle(path)
-    else:
-        metadata, tensors = read_tensors(path)
-    contents = _interpret(path, metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    wait_until_settled(path)
+    contents, tensors = _read_pickle(path) if _is_pickle(path) else _read_tensors(path)
+    for name, tensor in tensors.items():
+        check_finite(tensor, f"The weight {name} of {path.name}", "download the adapter again, or train it again")
     # On the meta device, so that no weights are initialized only to be replaced by those of the file.
     with torch.device("meta"):
         adapter = Adapter(contents.layers, contents.base_model, operations, contents.provenance)
@@ -124,11 +131,11 @@ def describe_adapter(path: Path) -> AdapterDescription:
         size = path.stat().st_size
     except OSError:
         return AdapterDescription(0, problem=f"{path} does not exist.")
-    if path.suffix in _PICKLED:
+    if _is_pickle(path):
         return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
     try:
-        metadata, shapes = read_shapes(path)
-        contents = _interpret(path, metadata, shapes)
+        with open_tensors(path) as file:
+            contents = _interpret(path, file.metadata, file.tensors)
     except DreamCacheError as error:
         return AdapterDescription(size, problem=str(error))
     return AdapterDescription(
@@ -136,7 +143,7 @@ def describe_adapter(path: Path) -> AdapterDescription:
         contents.format,
         contents.base_model,
         tuple(layer.name for layer in contents.layers),
-        sum(map(math.prod, shapes.values())),
+        sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
         tuple(training.description for training in contents.provenance),
     )
 
@@ -152,72 +159,75 @@ class _Contents:
     provenance: tuple[Provenance, ...] = ()
 
 
-def _interpret(path: Path, metadata: Mapping[str, str], shapes: Shapes) -> _Contents:
+def _is_pickle(path: Path) -> bool:
+    return path.suffix.lower() in _PICKLED
+
+
+def _read_tensors(path: Path) -> tuple[_Contents, dict[str, torch.Tensor]]:
+    with open_tensors(path) as file:
+        # First, so that no other file, of gigabytes perhaps, is read.
+        return _interpret(path, file.metadata, file.tensors), file.read()
+
+
+def _read_pickle(path: Path) -> tuple[_Contents, dict[str, torch.Tensor]]:
+    tensors = read_pickle(path)
+    if tensors is None:
+        raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
+    described = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return _interpret(path, {}, described), tensors
+
+
+def _interpret(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> _Contents:
     """Interpret a file in either format. Raises DreamCacheError unless its tensors are exactly those of an adapter."""
     header = read_header(path, FILE_KIND, FILE_VERSION, metadata)
-    contents = _authors_contents(path, shapes) if header is None else _own_contents(path, header, shapes)
-    if _expected_shapes(contents.layers) != {contents.names[name]: shape for name, shape in shapes.items()}:
+    contents = _authors_contents(path, tensors) if header is None else _own_contents(path, header, tensors)
+    shapes = {contents.names[name]: tensor.shape for name, tensor in tensors.items()}
+    if len(shapes) != len(tensors) or shapes != _expected_shapes(contents.layers):
         raise DreamCacheError(f"{path.name} has missing or unexpected weights: download it again.")
+    if not all(tensor.dtype and tensor.dtype.is_floating_point for tensor in tensors.values()):
+        raise DreamCacheError(f"{path.name} has weights that are not floating-point numbers: download it again.")
     return contents
 
 
 @lru_cache
-def _expected_shapes(layers: tuple[TransformerLayer, ...]) -> Shapes:
+def _expected_shapes(layers: tuple[TransformerLayer, ...]) -> Mapping[str, tuple[int, ...]]:
     return {f"{layer.name}.{name}": shape for layer in layers for name, shape in weight_shapes(layer.channels).items()}
 
 
-def _own_contents(path: Path, header: Mapping[str, Any], shapes: Shapes) -> _Contents:
+def _own_contents(path: Path, header: Fields, tensors: Tensors) -> _Contents:
     """The contents of a file in this project's format."""
-    try:
+    with checked_header(path):
         return _Contents(
             "DreamCache adapter",
-            str(header["base_model"]),
-            tuple(TransformerLayer(**layer) for layer in header["layers"]),
-            {name: name for name in shapes},
-            tuple(map(Provenance.from_json, header.get("provenance", ()))),
+            header.text("base_model"),
+            read_layers(header),
+            {name: name for name in tensors},
+            tuple(map(Provenance.from_json, header.objects("provenance") if header.has("provenance") else ())),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DreamCacheError(f"{path.name} has a damaged header: download it again.") from error
 
 
-def _authors_contents(path: Path, shapes: Shapes) -> _Contents:
+def _authors_contents(path: Path, tensors: Tensors) -> _Contents:
     """The contents of a file in the authors' format, which has no header."""
-    names = {name: _own_name(path, name) for name in shapes}
+    names = {name: _own_name(path, name) for name in tensors}
     if not names:
         raise DreamCacheError(f"{path.name} contains no tensors: download it again.")
     channels = {
-        own.removesuffix(".to_q.weight"): shapes[name][0]
+        own.removesuffix(".to_q.weight"): tensors[name].shape[0]
         for name, own in names.items()
-        if own.endswith(".to_q.weight") and shapes[name]
+        if own.endswith(".to_q.weight") and tensors[name].shape
     }
-    layers = tuple(TransformerLayer(layer, width, width // _AUTHORS_HEAD_CHANNELS) for layer, width in channels.items())
-    return _Contents("the authors' DreamCache adapter", _AUTHORS_BASE_MODEL, layers, names)
+    layers = [TransformerLayer(layer, width, width // _AUTHORS_HEAD_CHANNELS) for layer, width in channels.items()]
+    with checked_header(path):
+        return _Contents("the authors' DreamCache adapter", _AUTHORS_BASE_MODEL, check_layers(layers), names)
 
 
 def _own_name(path: Path, name: str) -> str:
     """The name in the Adapter's state of a tensor in the authors' format."""
-    layer, found, rest = name.removeprefix(_AUTHORS_PREFIX).partition(_AUTHORS_BLOCK)
+    layer, found, rest = _AUTHORS_PREFIX.sub("", name).partition(_AUTHORS_BLOCK)
     part, _, parameter = rest.rpartition(".")
     if not found or part not in _AUTHORS_NAMES:
         raise DreamCacheError(f"{path.name} is {_guess_kind(name)}, not a DreamCache adapter: {_ADVICE}")
     return f"{layer}.{_AUTHORS_NAMES[part]}.{parameter}"
-
-
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DreamCacheError(
-            f"{path.name} was not opened because it contains more than tensors, and such a file can run any program: "
-            "use a file that contains only tensors, ideally a .safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DreamCacheError(
-            f"{path.name} cannot be read because it is damaged or incomplete: download it again."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
-    return content
 
 
 _ADVICE = "choose a DreamCache adapter, and load other files with their own nodes."
@@ -229,4 +239,4 @@ def _guess_kind(name: str) -> str:
         return "a LoRA (load it with Load LoRA)"
     if name.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")):
         return "a checkpoint (load it with Load Checkpoint)"
-    return f"another kind of file (it contains `{name}`)"
+    return f"another kind of file (it contains `{name[:_SHOWN]}`)"

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from ..io.json_fields import Fields
 from ..version import VERSION
 
 # How many values of each tensor enter the hash.
 _VALUES_PER_TENSOR = 64
+# Of steps, and of triplets.
+_MOST = 10**15
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ class Provenance:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, json: Mapping[str, Any]) -> Provenance:
+    def from_json(cls, fields: Fields) -> Provenance:
         """The inverse of `to_json`. Ignores unknown keys, which a later version may have added.
 
-        Raises KeyError, TypeError or ValueError for malformed JSON.
+        Raises MalformedError.
         """
-        steps, batch, triplets = (int(json[name]) for name in ("steps", "batch", "triplets"))
-        return cls(str(json["base_hash"]), steps, batch, triplets, str(json["version"]))
+        steps, batch, triplets = (fields.whole(name, 0, _MOST) for name in ("steps", "batch", "triplets"))
+        return cls(fields.text("base_hash"), steps, batch, triplets, fields.text("version"))
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import DreamCacheError
+from ..io.pickle_file import read_pickle
 from ..io.tensor_file import read_tensors
 from ..reference.image import resize
 
@@ -101,10 +101,10 @@ def load_vision_transformer(path: Path) -> VisionTransformer | None:
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
     if path.suffix in (".safetensors", ".sft"):
         return read_tensors(path)[1]
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DreamCacheError(f"{path.name} cannot be read: it is damaged or contains more than tensors.") from error
+    tensors = read_pickle(path)
+    if tensors is None:
+        raise DreamCacheError(f"{path.name} cannot be read because it contains more than tensors: choose another file.")
+    return tensors
 
 
 def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import DreamCacheError
+from ..io.atomic import check_writable, write_atomically
+from ..io.failures import writing
 from ..io.images import to_image
+from ..io.json_fields import Fields, MalformedError, parse_json
+from ..io.text import read_json_object, read_text
 from .subjects import Subject
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
+_LARGEST_SEED = 2**64
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,21 @@ def plan_images(
     """List the images that `folder` still lacks, and write the settings to it.
 
     The whole folder has every subject with each of its prompts, with seeds 0 to `seeds` - 1. `settings`: how the images
-    are generated, as JSON. Raises DreamCacheError if the folder has images of other settings or of other prompts.
+    are generated, as JSON. Raises DreamCacheError if the folder can't be written to, or has images of other settings or
+    of other prompts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     path = folder / SETTINGS
     if path.is_file():
-        others = json.loads(path.read_text(encoding="utf-8"))
+        others = read_settings(folder)
         differing = [name for name in others.keys() | settings.keys() if others.get(name) != settings.get(name)]
         if differing:
             raise DreamCacheError(
                 f"{folder} contains images generated with a different {' and '.join(sorted(differing))}: choose "
                 "another folder."
             )
-    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    with writing(folder):
+        write_atomically(path, json.dumps(settings, indent=2).encode())
     existing = {image.file: image for image in read_manifest(folder)} if (folder / MANIFEST).is_file() else {}
     planned = [
         GeneratedImage(f"{subject.name}/{number:02}_{seed}.png", subject.name, prompt, seed)
@@ -75,12 +82,16 @@ def plan_images(
 
 
 def save_image(folder: Path, image: GeneratedImage, pixels: torch.Tensor) -> None:
-    """Write an image file, and then add its line to the manifest. `pixels`: (height, width, 3), 0…1."""
+    """Write an image file, and then add its line to the manifest. `pixels`: (height, width, 3), 0…1.
+
+    Raises DreamCacheError if that fails.
+    """
     path = folder / image.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(pixels).save(path)
-    with (folder / MANIFEST).open("a", encoding="utf-8") as manifest:
-        manifest.write(json.dumps(asdict(image), ensure_ascii=False) + "\n")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_image(pixels).save(path)
+        with (folder / MANIFEST).open("a", encoding="utf-8") as manifest:
+            manifest.write(json.dumps(asdict(image), ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: Path) -> list[GeneratedImage]:
@@ -95,12 +106,11 @@ def read_manifest(folder: Path) -> list[GeneratedImage]:
             '"prompt": …}} for each image.'
         )
     images = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
-            entry = json.loads(line)
-            known = {field.name: entry[field.name] for field in fields(GeneratedImage) if field.name in entry}
-            images.append(GeneratedImage(**known))
-        except (ValueError, TypeError) as error:
+            if line.strip():
+                images.append(_read_line(line))
+        except MalformedError as error:
             raise DreamCacheError(
                 f'Line {number} of {path} is not of the form {{"file": …, "subject": …, "prompt": …}}: correct or '
                 "remove it."
@@ -113,4 +123,11 @@ def read_manifest(folder: Path) -> list[GeneratedImage]:
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read how the images of a folder were generated; empty if its `settings.json` is missing."""
     path = folder / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json_object(path, "delete it, or choose another folder") if path.is_file() else {}
+
+
+def _read_line(line: str) -> GeneratedImage:
+    """The image in a line of the manifest. Raises MalformedError if it is of another form."""
+    fields = Fields(parse_json(line))
+    seed = fields.whole("seed", -_LARGEST_SEED, _LARGEST_SEED) if fields.has("seed") else None
+    return GeneratedImage(fields.text("file"), fields.text("subject"), fields.text("prompt"), seed)

@@ -15,11 +15,13 @@ import torch
 from torch.nn import functional
 
 from ..errors import DreamCacheError
+from ..io.finite import check_finite
 from ..reference.image import cut_out
 
 DINO, CLIP_I, CLIP_T = "DINO", "CLIP-I", "CLIP-T"
 DINO_MASKED, CLIP_I_MASKED = "DINO masked", "CLIP-I masked"
 METRICS = (DINO, CLIP_I, CLIP_T, DINO_MASKED, CLIP_I_MASKED)
+_NAN_ADVICE = "start ComfyUI with --force-fp32, or use another file of the network"
 
 # Metric → score, −1…1, of one image or a mean. A metric that wasn't measured has no key.
 Scores = dict[str, float]
@@ -113,7 +115,9 @@ class SubjectMetrics:
         for metric, pixels in inputs.items():
             network = networks.dino if metric in (DINO, DINO_MASKED) else networks.clip_image
             if network:
-                embeddings[metric] = functional.normalize(network.encode_image(pixels), dim=0)
+                embedding = network.encode_image(pixels)
+                check_finite(embedding, f"The embedding of an image by {network.description}", _NAN_ADVICE)
+                embeddings[metric] = functional.normalize(embedding, dim=0)
         return embeddings
 
 

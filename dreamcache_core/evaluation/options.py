@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..generation import GenerationSettings
+from ..io.names import path_option
 
 DEFAULTS = GenerationSettings(steps=30, cfg=7.5)
 _SETTINGS = ("steps", "cfg", "resolution", "sampler", "scheduler", "negative", "strength", "image_guidance")
@@ -36,14 +36,17 @@ def _parser() -> argparse.ArgumentParser:
     drawing = steps.add_parser("draw", help="draw each subject with each of its prompts; resumes where it stopped")
     measuring = steps.add_parser("measure", help="measure pictures drawn here or elsewhere")
     for step in (drawing, measuring):
-        step.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's folder")
+        step.add_argument("--comfyui", type=path_option, required=True, help="ComfyUI's folder")
         step.add_argument(
-            "--subjects", type=Path, required=True, help="folder of subjects, as web/docs/evaluation.md describes it"
+            "--subjects",
+            type=path_option,
+            required=True,
+            help="folder of subjects, as web/docs/evaluation.md describes it",
         )
-        step.add_argument("--pictures", type=Path, required=True, help="folder of the drawn pictures")
+        step.add_argument("--pictures", type=path_option, required=True, help="folder of the drawn pictures")
         step.add_argument("--cpu", action="store_true", help="leave the GPU alone")
-    drawing.add_argument("--checkpoint", type=Path, required=True, help="file of the base model")
-    drawing.add_argument("--adapter", type=Path, required=True, help="file of the adapter")
+    drawing.add_argument("--checkpoint", type=path_option, required=True, help="file of the base model")
+    drawing.add_argument("--adapter", type=path_option, required=True, help="file of the adapter")
     drawing.add_argument("--seeds", type=int, default=4, help="pictures of each prompt (default: %(default)s)")
     settings = drawing.add_argument_group("settings, as in the nodes")
     for name in _SETTINGS:
@@ -55,5 +58,5 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument("--clip-text", help="of text_encoders: the same CLIP's text encoder, with its projection")
     networks.add_argument("--dino", help="of clip_vision: DINO's ViT-S/16, or another DINO")
     networks.add_argument("--background-removal", help="makes masks for pictures that have none, for masked scores")
-    measuring.add_argument("--output", type=Path, help="folder for the results (default: that of the pictures)")
+    measuring.add_argument("--output", type=path_option, help="folder for the results (default: that of the pictures)")
     return parser

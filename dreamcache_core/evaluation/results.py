@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from PIL import Image
 
 from ..figures.contact_sheet import contact_sheet
+from ..io.atomic import write_atomically
+from ..io.failures import writing
 from ..io.images import read_image
 from .generated_images import GeneratedImage
 from .measurement import Evaluation
@@ -24,13 +27,19 @@ _SHEET_SIDE = 192
 
 
 def save_evaluation(evaluation: Evaluation, images: Path, folder: Path) -> None:
-    """Write `results.json`, `results.md` and `contact_sheet.jpg`. `images`: the folder that was measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(
-        json.dumps(to_json(evaluation), indent=2, ensure_ascii=False), encoding="utf-8"
-    )
-    (folder / "results.md").write_text(to_table(evaluation), encoding="utf-8")
-    to_contact_sheet(evaluation, images).save(folder / "contact_sheet.jpg", quality=90)
+    """Write `results.json`, `results.md` and `contact_sheet.jpg`. `images`: the folder that was measured.
+
+    Raises DreamCacheError if they can't be written.
+    """
+    sheet = io.BytesIO()
+    to_contact_sheet(evaluation, images).save(sheet, "JPEG", quality=90)
+    with writing(folder):
+        for name, text in (
+            ("results.json", json.dumps(to_json(evaluation), indent=2, ensure_ascii=False)),
+            ("results.md", to_table(evaluation)),
+        ):
+            write_atomically(folder / name, text.encode(errors="replace"))
+        write_atomically(folder / "contact_sheet.jpg", sheet.getbuffer())
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:

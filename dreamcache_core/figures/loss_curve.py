@@ -16,7 +16,7 @@ _MARGIN = 40
 _FONT_SIZE = 15
 # The quantile of the losses that bounds the plotted range, so that a few outliers don't flatten the curve.
 _RANGE = 0.98
-_SINGLE, _SMOOTH, _GRID = "#b8cbe6", "#1f5fbf", "#dddddd"
+_SINGLE, _SMOOTH, _GAP, _GRID = "#b8cbe6", "#1f5fbf", "#2a9d4a", "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,15 @@ def _finite(values: np.ndarray) -> tuple[float | None, ...]:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
 
 
-def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
-    """Plot the loss of each step in a pale colour, and the moving mean in a strong one.
+def plot_loss_curve(
+    losses: Sequence[float], steps: int, gaps: Sequence[tuple[int, float]] = (), size: tuple[int, int] = (640, 480)
+) -> Image.Image:
+    """Plot the loss of each step in a pale colour, the moving mean in a strong one, and the gap of validations in
+    green, on a scale of its own from 0 to the largest gap.
 
     A single loss says little: it depends mostly on the sampled timesteps. Losses that aren't finite leave gaps.
-    `losses`: of the steps so far. `steps`: the training's number of steps, at the right end of the axis. `size`:
-    (width, height) in pixels.
+    `losses`: of the steps so far. `steps`: the training's number of steps, at the right end of the axis. `gaps`:
+    the step and the gap of each validation. `size`: (width, height) in pixels.
     """
     width, height = size
     image = Image.new("RGB", size, "white")
@@ -92,6 +95,13 @@ def plot_loss_curve(losses: Sequence[float], steps: int, size: tuple[int, int] =
         for is_finite, run in itertools.groupby(points, lambda point: math.isfinite(point[1])):
             if is_finite:
                 draw.line([position(*point) for point in run], colour, thickness, joint="curve")
+    if gaps:
+        largest = max(1e-9, *(gap for _, gap in gaps))
+        heights = [(bottom - top) * max(gap, 0) / largest for _, gap in gaps]
+        across = [left + (right - left) * step / steps for step, _ in gaps]
+        draw.line([(x, bottom - height) for x, height in zip(across, heights, strict=True)], _GAP, 3, joint="curve")
+        step, gap = gaps[-1]
+        draw.text((right, top - 12), f"gap {gap:.4f} after step {step:,}", _GAP, font, anchor="rb")
     title = f"loss {smooth[-1]:.4f} after step {len(losses):,}" if finite else "loss"
     draw.text((left, top - 12), title, "black", font, anchor="lb")
     return image

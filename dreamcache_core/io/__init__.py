@@ -1,1 +1,1 @@
-"""Input and output: tensor files with a header, images, lists of numbers, atomic writes, and a cache on disk."""
+"""Input and output: tensor files, images, text, names of files, atomic writes, a cache on disk; and what fails."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import DreamCacheError
 from ..unet import family
-from .tensor_file import read_shapes
+from .tensor_file import open_tensors
 
 _NETWORK = "model.diffusion_model."
 _FIRST_WEIGHT = f"{_NETWORK}input_blocks.0.0.weight"
@@ -19,14 +19,15 @@ def checkpoint_family(path: Path) -> str | None:
 
     None unless the file is a `.safetensors` checkpoint in the LDM layout. No weight is read.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return None
     try:
-        _, shapes = read_shapes(path)
+        with open_tensors(path) as file:
+            tensors = file.tensors
     except DreamCacheError:
         return None
-    first = shapes.get(_FIRST_WEIGHT)
-    context_weight = next(filter(_CONTEXT_WEIGHT.fullmatch, shapes), None)
-    if not first or not context_weight:
-        return "no U-Net such as SD1.x's" if any(name.startswith(_NETWORK) for name in shapes) else None
-    return family(model_channels=first[0], context_dim=shapes[context_weight][-1])
+    first = tensors[_FIRST_WEIGHT].shape if _FIRST_WEIGHT in tensors else ()
+    context = next((tensors[name].shape for name in tensors if _CONTEXT_WEIGHT.fullmatch(name)), ())
+    if not first or not context:
+        return "no U-Net such as SD1.x's" if any(name.startswith(_NETWORK) for name in tensors) else None
+    return family(model_channels=first[0], context_dim=context[-1])

@@ -26,8 +26,8 @@ def subject_on_white(image: torch.Tensor, mask: torch.Tensor, resolution: int) -
         box = subject_box(one)
         if box is None:
             raise DreamCacheError(
-                f"Mask {number} is black, so there is no subject to encode: paint the subject white, or disconnect "
-                "the mask to encode the full image."
+                f"Mask {number} is {how_bright(one)}, so there is no subject to encode: paint the subject white, or "
+                "disconnect the mask to encode the full image."
             )
         subjects.append(cut_out(picture[box], one[box]))
     if not resolution:
@@ -49,6 +49,12 @@ def subject_box(mask: torch.Tensor) -> tuple[slice, slice] | None:
         return None
     rows, columns = subject.any(dim=1).nonzero(), subject.any(dim=0).nonzero()
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def how_bright(mask: torch.Tensor) -> str:
+    """A mask without a subject in words: `black`, or how bright it is."""
+    brightest = float(mask.max())
+    return f"at most {brightest:.0%} white" if brightest >= 0.005 else "black"
 
 
 def cut_out(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def make_batches(
         _NumberedTriplets(triplets, resolution, settings.seed),
         batch_sampler=_numbers(settings.batch, first_step, micro_batches, process, processes),  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         worker_init_fn=_ignore_signals,
     )
     of_one_step = [iter(loader)] * micro_batches
@@ -72,7 +72,8 @@ class _NumberedTriplets(Dataset):
         return number, self._triplets.load(self._order(epoch)[place], self._resolution, self._seed, epoch)
 
 
-def _collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
+def collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
+    """Triplets, each with its number, as a batch."""
     numbers, triplets = zip(*numbered, strict=True)
     return Batch(
         numbers=numbers,
@@ -82,6 +83,7 @@ def _collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
         # Computed here, since this runs in the workers.
         target_keys=[fingerprint(triplet.target) for triplet in triplets],
         reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
+        names=[triplet.name for triplet in triplets],
     )
 
 

@@ -1,12 +1,16 @@
-"""Checkpoints of a training, `step_000001000.checkpoint`: each is written completely or not at all."""
+"""Checkpoints of a training, `step_000001000.checkpoint`: each is written completely or not at all.
+
+A checkpoint is a zip, as `torch.save` writes it, and has a checksum for each tensor.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
-import pickle
+import logging
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,20 @@ from typing import Any
 import torch
 
 from ..errors import DreamCacheError
-from ..io.atomic import remove_partial_files, write_atomically
+from ..io.atomic import write_atomically
 
 KEPT = 2
 """How many checkpoints are kept: the newest one, and the one before it in case the disk damages that."""
-_NAME = re.compile(r"step_(\d{9,})\.checkpoint")
-_OLD_PARTIAL_FILES = "step_*.partial"
+_NAME = re.compile(r"step_([0-9]{9}|[1-9][0-9]{9,17})\.checkpoint")
+_OLD_PARTIAL_FILE = re.compile(r"step_[0-9]{9,18}\.partial")
 """What earlier versions left behind when they were killed while writing."""
+_LOG = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write `state`, as Trainer.state gives it, and remove all but the newest checkpoints. Returns the path.
+
+    Those of later steps are removed too: the training would have resumed from them if they could be read.
 
     Raises DreamCacheError if the disk is full, and OSError if the folder can't be written to; the earlier checkpoints
     are complete then.
@@ -42,8 +49,9 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
             f"The disk of {folder} is full, so the checkpoint of step {state['step']} was not written: free some "
             f"space, then resume from {last.name if last else 'the start, as there is no earlier one'}."
         ) from error
-    for old in _checkpoints(folder)[:-KEPT]:
-        old.unlink()
+    so_far = [kept for kept in _checkpoints(folder) if _step(kept) <= state["step"]][-KEPT:]
+    for other in set(_checkpoints(folder)) - set(so_far):
+        other.unlink()
     return path
 
 
@@ -53,20 +61,36 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, with its tensors on `device`; None if there is none."""
+    """The newest checkpoint that can be read, with its tensors on `device`; None if there is none.
+
+    A damaged one is logged. Raises DreamCacheError if all are damaged, and PermissionError if one may not be read.
+    """
+    damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            continue
+        state = _read(path, device)
+        if state is not None:
+            for name in damaged:
+                _LOG.warning("%s in %s is damaged: the training resumes from %s.", name, folder, path.name)
+            return state
+        damaged.append(path.name)
+    if damaged:
+        raise DreamCacheError(
+            f"The training in {folder} can't be resumed because its checkpoints are damaged ({', '.join(damaged)}): "
+            "replace one by a copy that you have, or remove them to start over."
+        )
     return None
 
 
-def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove what a training that was killed had written of a checkpoint. No other training may use the folder."""
-    remove_partial_files(folder)
-    for path in folder.glob(_OLD_PARTIAL_FILES):
-        path.unlink(missing_ok=True)
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of this name is one of a training's checkpoints."""
+    return bool(_NAME.fullmatch(name))
+
+
+def remove_old_partial_files(folder: Path) -> None:
+    """Remove what an earlier version left of a checkpoint. No other training may use the folder."""
+    for path in folder.glob("step_*.partial"):
+        if _OLD_PARTIAL_FILE.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def room_needed(state: Mapping[str, Any]) -> int:
@@ -88,9 +112,26 @@ def check_room(folder: Path, state: Mapping[str, Any]) -> None:
         )
 
 
+def _read(path: Path, device: torch.device | str) -> dict[str, Any] | None:
+    """The state in a checkpoint, None if the checkpoint is damaged."""
+    try:
+        # PyTorch doesn't compare the checksums.
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():
+                return None
+        state = torch.load(path, map_location=device, weights_only=True)
+    except PermissionError:
+        raise
+    except Exception:  # A damaged file makes them raise almost any type.
+        return None
+    return state if isinstance(state, dict) and state.get("step") == _step(path) else None
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the newest last. Other files, such as a user's copies, are none."""
-    return sorted((path for path in folder.glob("*.checkpoint") if _NAME.fullmatch(path.name)), key=_step)
+    return sorted(
+        (path for path in folder.glob("*.checkpoint") if is_checkpoint(path.name) and path.is_file()), key=_step
+    )
 
 
 def _step(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ from PIL import Image
 
 from ..errors import DreamCacheError
 from .trainer import Progress
+from .validation import FLAT_AFTER, Validation, is_flat
 
 
 class ConsoleLog:
-    """A listener that prints a line for each step and each contact sheet. `steps`: of the training in all."""
+    """A listener that prints a line for each step, contact sheet and validation.
 
-    def __init__(self, steps: int) -> None:
+    `steps`: of the training in all. `patience`: of the session; without any, an early stop is offered.
+    """
+
+    def __init__(self, steps: int, patience: int = 0) -> None:
         self._steps = steps
+        self._patience = patience
 
     def on_step(self, progress: Progress) -> None:
         print(
@@ -28,12 +34,21 @@ class ConsoleLog:
     def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
         print(f"samples: {path}", flush=True)
 
+    def on_validation(self, validations: Sequence[Validation]) -> None:
+        print(validations[-1].description, flush=True)
+        if not self._patience and is_flat(validations, FLAT_AFTER):
+            print(
+                f"The gap hasn't grown for {FLAT_AFTER} validations: stop with Ctrl+C if the samples please you, or "
+                f"let --patience {FLAT_AFTER} stop such a training.",
+                flush=True,
+            )
+
     def on_end(self) -> None:
         pass
 
 
 class TensorBoardLog:
-    """A listener that writes loss, learning rate, speed and samples as TensorBoard events.
+    """A listener that writes loss, learning rate, speed, validations and samples as TensorBoard events.
 
     `folder`: for the files of events. `steps_taken`: before this session; events of later steps, from a session that
     was killed, are hidden. Raises DreamCacheError if TensorBoard is missing.
@@ -49,6 +64,12 @@ class TensorBoardLog:
 
     def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
         self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+
+    def on_validation(self, validations: Sequence[Validation]) -> None:
+        newest = validations[-1]
+        losses = {"right reference": newest.right, "another's reference": newest.other, "no reference": newest.none}
+        for name, value in (*losses.items(), ("gap", newest.gap)):
+            self._writer.add_scalar(f"validation/{name}", value, newest.step)
 
     def on_end(self) -> None:
         self._writer.close()

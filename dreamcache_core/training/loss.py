@@ -73,7 +73,7 @@ class Batch:
 
     `numbers`: the triplets' numbers in the training, counted over all epochs. `targets`, `references`: (batch, height,
     width, 3) float32, 0…1. `target_keys`, `reference_keys`: a fingerprint of each image that later epochs use again,
-    None for one that they don't; empty if no image has one.
+    None for one that they don't; empty if no image has one. `names`: of the triplets, for messages; empty if unknown.
     """
 
     numbers: Sequence[int]
@@ -82,6 +82,7 @@ class Batch:
     prompts: Sequence[str]
     target_keys: Sequence[str | None] = ()
     reference_keys: Sequence[str | None] = ()
+    names: Sequence[str] = ()
 
 
 def loss_weight(sigma: torch.Tensor, predicts_v: bool, min_snr: float = 0.0) -> torch.Tensor:

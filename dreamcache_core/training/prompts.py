@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 
 from ..errors import DreamCacheError
+from ..io.text import split_lines
+
+_OPENING, _CLOSING = "([{", ")]}"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,11 @@ def combine_words(seed: int, template: str, subjects: str, contexts: str, styles
     Lists that the template has no place for are ignored. Raises DreamCacheError if it has a place for a subject and
     there is none.
     """
-    lists = {"subject": _lines(subjects), "context": _lines(contexts) or [""], "style": _lines(styles) or [""]}
+    lists = {
+        "subject": split_lines(subjects),
+        "context": split_lines(contexts) or [""],
+        "style": split_lines(styles) or [""],
+    }
     lists = {name: lines for name, lines in lists.items() if f"{{{name}}}" in template}
     total = math.prod(map(len, lists.values()))
     if not total:
@@ -45,17 +52,26 @@ def choose_line(seed: int, text: str) -> ChosenPrompt:
 
     Raises DreamCacheError if all lines are blank.
     """
-    lines = _lines(text)
+    lines = split_lines(text)
     if not lines:
         raise DreamCacheError("The prompt file is empty: add prompts, one per line.")
-    subject, bar, prompt = lines[seed % len(lines)].partition("|")
-    if not bar:
-        subject, prompt = "", subject
+    line = lines[seed % len(lines)]
+    bar = _find_bar(line)
+    subject, prompt = ("", line) if bar is None else (line[:bar], line[bar + 1 :])
     return ChosenPrompt(prompt.strip(), subject.strip(), seed % len(lines) + 1, len(lines))
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _find_bar(line: str) -> int | None:
+    """Where the first `|` outside of brackets is: inside, it separates alternatives, such as `{red|blue}`."""
+    depth = 0
+    for place, character in enumerate(line):
+        if character in _OPENING:
+            depth += 1
+        elif character in _CLOSING:
+            depth = max(0, depth - 1)
+        elif character == "|" and not depth:
+            return place
+    return None
 
 
 def _stride(total: int) -> int:

@@ -10,6 +10,14 @@ import torch
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """What U-Net and adapter may compute in. The weights of the adapter are always float32."""
 
+CACHE_PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+"""What cached latents and prompts may be kept in. float16 takes half the room, and changes the loss by less than
+0.1 %.
+"""
+
+STARTS = ("random", "own-attention")
+"""What the weights of a new adapter may be. With either, it changes nothing at first: see adapter/own_start.py."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -7,8 +7,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -16,8 +17,12 @@ from torch.nn.utils import clip_grad_norm_
 from ..adapter.network import Adapter
 from ..adapter.provenance import Provenance
 from ..errors import DreamCacheError
+from ..io.finite import VAE_ADVICE
 from .loss import Batch, FrozenBase, denoising_loss
 from .settings import TrainingSettings
+
+# How many triplets, at most, a message names.
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,6 @@ class Trainer:
         started = time.monotonic()
         for micro_batches in itertools.islice(batches, max(0, settings.steps - self.step)):
             loss = self.train(micro_batches)
-            if not math.isfinite(loss):
-                raise DreamCacheError(
-                    f"The loss of step {self.step + 1} is not a number: resume from the last checkpoint with a lower "
-                    "learning rate or another precision."
-                )
             rate = settings.learning_rate_at(self.step - 1)
             yield Progress(self.step, loss, rate, settings.batch / (time.monotonic() - started))
             started = time.monotonic()
@@ -77,19 +77,22 @@ class Trainer:
     def train(self, micro_batches: Sequence[Batch]) -> float:
         """Take one step on a batch, cut into micro-batches that fit into memory. Returns the loss.
 
-        If the loss is not a number, nothing changes.
+        Raises DreamCacheError if the loss is not a number; nothing has changed then.
         """
         settings = self.settings
         size = sum(len(micro_batch.numbers) for micro_batch in micro_batches)
         loss = torch.zeros((), device=self._parameters[0].device)
         self._optimizer.zero_grad(set_to_none=True)
+        losses = []
         for micro_batch in micro_batches:
-            part_of_loss = denoising_loss(self.base, micro_batch, settings).sum() / size
+            of_triplets = denoising_loss(self.base, micro_batch, settings)
+            losses.append(of_triplets.detach())
+            part_of_loss = of_triplets.sum() / size
             part_of_loss.backward()
             loss += part_of_loss.detach()
         loss = self._average_over_processes(loss)
         if not loss.isfinite():
-            return float(loss)
+            self._refuse(micro_batches, torch.cat(losses))
         for gradient in (parameter.grad for parameter in self._parameters if parameter.grad is not None):
             gradient.copy_(self._average_over_processes(gradient))
         clip_grad_norm_(self._parameters, settings.clip)
@@ -103,6 +106,30 @@ class Trainer:
         torch._foreach_lerp_(self._averaged, [parameter.detach() for parameter in self._parameters], 1 - decay)
         self.is_between_steps = True
         return float(loss)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The adapter has its averaged weights meanwhile, which are those to use. The step after is the same."""
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self._averaged)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self._parameters, trained)
+
+    @torch.no_grad()
+    def _refuse(self, micro_batches: Sequence[Batch], losses: torch.Tensor) -> NoReturn:
+        """Raise DreamCacheError for a step whose loss is not a number. `losses`: of its triplets."""
+        names = [name for micro_batch in micro_batches for name in micro_batch.names]
+        bad = [name for name, loss in zip(names, losses.tolist(), strict=False) if not math.isfinite(loss)]
+        of_triplets = f" with {', '.join(bad[:_NAMED])}{' …' * (len(bad) > _NAMED)}" if bad else ""
+        images = (image for micro_batch in micro_batches for image in (micro_batch.targets, micro_batch.references))
+        vae_works = all(self.base.encode_images(image).isfinite().all() for image in images)
+        advice = "resume from the last checkpoint with a lower learning rate or another precision"
+        raise DreamCacheError(
+            f"The loss of step {self.step + 1} is not a number{of_triplets}: {advice if vae_works else VAE_ADVICE}."
+        )
 
     def averaged_adapter(self) -> Adapter:
         """A copy of the adapter with the averaged weights, which are those to use."""

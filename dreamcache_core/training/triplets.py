@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 
 from ..errors import DreamCacheError
+from ..io.failures import reading
 from ..io.images import read_image, read_mask, to_tensor
-from ..reference.image import place_on_white, resize, subject_box, subject_on_white
+from ..io.text import decode_text
+from ..reference.image import how_bright, place_on_white, resize, subject_box, subject_on_white
 from ..unet import PIXELS_PER_LATENT
 from .augmentation import augment_reference
-from .triplet_files import TripletFiles, find_triplets
+from .triplet_files import find_triplets
+from .triplet_matching import TripletFiles
 
 # How often training empties a prompt. It never leaves a reference out: without one, the network is the frozen base.
 EMPTY_PROMPT_PROBABILITY = 0.07
@@ -60,6 +63,11 @@ class Triplets:
         return tuple(self._problems)
 
     @property
+    def own_references(self) -> int:
+        """How many triplets have a reference of their own, which isn't augmented."""
+        return sum(files.reference is not None for files in self._files)
+
+    @property
     def description(self) -> str:
         """How many triplets there are, and the problems of others, in a few lines."""
         count, problems = f"{len(self):,} triplets in {self.folder}", self.problems
@@ -91,6 +99,19 @@ class Triplets:
                     _LOG.warning("DreamCache trains without a triplet: %s", error)
         raise DreamCacheError(f"No triplet of {self.folder} can be used: {next(iter(self._problems))}")
 
+    def hold_out(self, count: int) -> tuple[Triplets, Triplets]:
+        """The first `count` triplets by name, which aren't trained on, and the others. More data, with later names,
+        leaves them what they are.
+
+        Raises DreamCacheError if no triplet is left to train on.
+        """
+        if count >= len(self):
+            raise DreamCacheError(
+                f"{count} triplets can't be held out of the {len(self)} in {self.folder}: hold out fewer, or add some."
+            )
+        held_out, rest = self._files[:count], self._files[count:]
+        return Triplets(self.folder, held_out, ()), Triplets(self.folder, rest, self.problems)
+
     def check(self, on_progress: Callable[[int], None] = lambda done: None) -> Triplets:
         """Read every file. Returns the triplets that can be used, with the problems of all others.
 
@@ -113,7 +134,9 @@ def open_triplets(folder: Path) -> Triplets:
     Only checks that all files exist: `Triplets.load` and `Triplets.check` read them. Raises DreamCacheError if there is
     no triplet.
     """
-    if not folder.is_dir():
+    with reading(folder):
+        is_folder = folder.is_dir()
+    if not is_folder:
         raise DreamCacheError(f"{folder} is not a folder: choose the folder that contains the triplets.")
     return _some(folder, *find_triplets(folder))
 
@@ -153,7 +176,7 @@ def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triple
         mask = to_tensor(_centre(_read_mask(files, picture.size)))
         box = subject_box(mask)
         if box is None:
-            raise DreamCacheError(f"{files.name}: its mask is black in the square at its centre.")
+            raise DreamCacheError(f"{files.name}: its mask is {how_bright(mask)} in the square at its centre.")
         if random:
             reference = augment_reference(square[box], mask[box], resolution, random)
         else:
@@ -164,10 +187,7 @@ def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triple
 
 
 def _read_caption(files: TripletFiles) -> str:
-    try:
-        caption = files.caption.read().decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DreamCacheError(f"{files.name}: its caption cannot be read as UTF-8 text.") from error
+    caption = decode_text(files.caption.read, f"{files.name}: its caption").strip()
     if not caption:
         raise DreamCacheError(f"{files.name}: its caption is empty.")
     return caption

@@ -8,6 +8,7 @@ import folder_paths
 
 from ...dreamcache_core.adapter.file import load_adapter
 from ...dreamcache_core.adapter.self_attention import SelfAttentionAdapter
+from ...dreamcache_core.io.file_state import fingerprint
 from .folders import ADAPTERS, missing_file_message
 from .patching.injection import AnyAdapter, wrap_for_sampling
 
@@ -30,9 +31,9 @@ def check_adapter(name: str) -> bool | str:
     return missing_file_message(ADAPTERS, name, "adapter")
 
 
-def adapter_fingerprint(name: str) -> float:
-    """A number that changes when the file does."""
-    return 0.0 if name in SELF_ATTENTION else _path(name).stat().st_mtime
+def adapter_fingerprint(name: str) -> str:
+    """A text that changes when the file does."""
+    return "" if name in SELF_ATTENTION else fingerprint(_path(name))
 
 
 def open_adapter(name: str) -> tuple[AnyAdapter, str]:

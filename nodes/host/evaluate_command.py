@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import comfy.sd
 import folder_paths
 import torch
 
@@ -22,9 +21,11 @@ from ...dreamcache_core.evaluation.options import generation_options
 from ...dreamcache_core.evaluation.results import save_evaluation, to_table
 from ...dreamcache_core.evaluation.subjects import Subject, load_masked_image, open_subjects
 from ...dreamcache_core.generation import GenerationSettings
+from ...dreamcache_core.io.atomic import check_writable
 from ...dreamcache_core.io.tensor_file import name_and_hash
 from ...dreamcache_core.reference.image import subject_on_white
 from . import encoders
+from .base_model import load_checkpoint
 from .generation import generate_samples
 from .patching.injection import wrap_for_sampling
 
@@ -44,7 +45,7 @@ def _draw(options: argparse.Namespace) -> None:
     if not drawings:
         return
     adapter = wrap_for_sampling(load_adapter(options.adapter).adapter)
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    model, clip, vae = load_checkpoint(options.checkpoint)
     draw = partial(generate_samples, model, clip, vae, adapter)
     drawn = draw_all(drawings, subjects, options.pictures, settings, draw)
     for done, drawing in enumerate(drawn, start=1):
@@ -82,6 +83,8 @@ def _measure(options: argparse.Namespace) -> None:
         raise DreamCacheError("There is nothing to measure with: give --clip, --dino or both.")
     if options.clip_text and not options.clip:
         raise DreamCacheError("A text encoder alone compares no pictures with prompts: give --clip as well.")
+    output = options.output or options.pictures
+    check_writable(output)
     subjects = open_subjects(options.subjects)
     clip = encoders.load_clip_image_encoder(_find(options.clip, "clip_vision")) if options.clip else None
     prompts = None
@@ -105,7 +108,6 @@ def _measure(options: argparse.Namespace) -> None:
         find_mask,
         on_progress=lambda done, total: print(f"{done:,} of {total:,} measured", end="\r", flush=True),
     )
-    output = options.output or options.pictures
     save_evaluation(evaluation, options.pictures, output)
     print(f"\n{to_table(evaluation)}\nresults.json, results.md and contact_sheet.jpg are in {output.resolve()}.")
 

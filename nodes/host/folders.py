@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,10 +11,14 @@ from tempfile import TemporaryDirectory
 import folder_paths
 
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.failures import reason
+from ...dreamcache_core.io.names import typed_path
 
 ADAPTERS = "dreamcache"
 REFERENCES = "dreamcache_references"
 """The names by which ComfyUI knows the folders of adapters and of saved references."""
+
+NO_FOLDER = "The folder's name is empty: enter that of the folder with the triplets."
 
 
 def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
@@ -44,7 +49,10 @@ def is_inside(folder: Path, name: str) -> bool:
     """Whether `name` is a relative path of something inside `folder`, at any depth."""
     if not name.strip() or "\0" in name or Path(name).is_absolute():
         return False
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError):  # Links that lead in a circle.
+        return False
     return path != folder.resolve() and path.is_relative_to(folder.resolve())
 
 
@@ -55,6 +63,17 @@ def output_folder() -> Path:
 def trainings_folder() -> Path:
     """The parent folder of all trainings, in ComfyUI's output folder."""
     return output_folder() / "dreamcache_training"
+
+
+def triplets_folder(typed: str) -> Path:
+    """A folder of triplets as a person types it: one in ComfyUI's output folder, or the full path of another.
+
+    Raises DreamCacheError if nothing is typed, which would be the output folder itself.
+    """
+    path = typed_path(typed)
+    if path == Path():
+        raise DreamCacheError(NO_FOLDER)
+    return output_folder() / path
 
 
 def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) -> Path:
@@ -70,9 +89,7 @@ def save_numbered(folder: Path, prefix: str, write: Callable[[Path], object]) ->
             path.unlink()
             raise
     except OSError as error:
-        raise DreamCacheError(
-            f"Cannot write {prefix} to {folder}: {error.strerror}; free some space or choose another name."
-        ) from error
+        raise DreamCacheError(f"Cannot write {prefix} to {folder}: {reason(error)}.") from error
     return path
 
 
@@ -83,7 +100,7 @@ def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], 
     `check`: raises an error if the file isn't acceptable. Returns the name by which ComfyUI lists the file. Raises
     DreamCacheError if `name` isn't valid or the file can't be written, and what `check` raises.
     """
-    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name)
+    parent, prefix = models_folder(folder), re.sub(r"(_\d{5}_)?\.safetensors$", "", name, flags=re.IGNORECASE)
     if prefix == name or not is_inside(parent, prefix):
         raise DreamCacheError(outside_message(parent, name, "my_subject.safetensors"))
     with TemporaryDirectory() as temporary:
@@ -99,11 +116,13 @@ def import_file(folder: str, name: str, content: bytes, check: Callable[[Path], 
 
 def _reserve_number(folder: Path, prefix: str) -> Path:
     """Reserve the next free number by making an empty file. Returns its path."""
+    # ComfyUI counts the files of a prefix that ends in a slash wrongly.
+    parent, name, number, *_ = folder_paths.get_save_image_path(os.path.normpath(prefix), str(folder))
     while True:
-        parent, name, number, *_ = folder_paths.get_save_image_path(prefix, str(folder))
         path = Path(parent, f"{name}_{number:05}_.safetensors")
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
-            continue  # Another process has just taken the number.
+            number += 1  # Never the same number again: whatever ComfyUI counts, this ends.
+            continue
         return path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import comfy.model_management
 import comfy.model_sampling
@@ -12,7 +13,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.network import Adapter
+from ...dreamcache_core.adapter.own_start import FrozenTokens, begin_with_own_attention
 from ...dreamcache_core.adapter.provenance import hash_weights
+from ...dreamcache_core.adapter.self_attention import SelfAttentionLayer
 from ...dreamcache_core.io.disk_cache import DiskCache
 from ...dreamcache_core.io.images import planar
 from ...dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
@@ -24,6 +27,9 @@ from .patching.options import Options
 from .patching.recording import recording
 from .patching.training import attending_to, make_trainable
 from .reference import PROMPT, TIMESTEP
+
+FITTED_ON = 48
+"""How many references `begin_as_the_model` needs."""
 
 
 class ComfyUIBase:
@@ -94,7 +100,10 @@ class ComfyUIBase:
         if not (self._disk_cache and keys):
             return self._encode_images(images)
         keys = [key and f"{self._vae_hash}/{key}" for key in keys]
-        latents = self._disk_cache.get(keys, lambda numbers: list(self._encode_images(images[numbers])))
+        shape = (None, *(side // PIXELS_PER_LATENT for side in images.shape[1:3]))
+        latents = self._disk_cache.get(
+            keys, [shape] * len(keys), lambda numbers: list(self._encode_images(images[numbers]))
+        )
         return torch.stack([latent.to(self.device) for latent in latents])
 
     def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -113,7 +122,9 @@ class ComfyUIBase:
 
     def _disk_cached_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
         assert self._disk_cache
-        kinds = ["", "pooled of "][: 1 + self._reads_pooled]
+        # A context is (1, tokens, channels), a pooled vector (1, channels).
+        kinds: dict[str, tuple[int | None, ...]] = {"": (1, None, self.structure.context_dim)}
+        kinds |= {"pooled of ": (1, None)} if self._reads_pooled else {}
         keys = [f"{kind}{self._clip_hash}/{prompt}" for kind in kinds for prompt in prompts]
 
         def make(numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -121,7 +132,8 @@ class ComfyUIBase:
             encodings = dict(zip(missing, self._encode_prompts([prompts[number] for number in missing]), strict=True))
             return [encodings[number % len(prompts)][number // len(prompts)] for number in numbers]
 
-        tensors = self._disk_cache.get(keys, make)
+        shapes = [shape for shape in kinds.values() for _ in prompts]
+        tensors = self._disk_cache.get(keys, shapes, make)
         return list(zip(*(tensors[n * len(prompts) :][: len(prompts)] for n in range(len(kinds))), strict=True))
 
     def _encode_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
@@ -149,6 +161,16 @@ class ComfyUIBase:
         batch = ReferenceBatch(features, self.structure.base_model, layers, size, self.timestep, PROMPT)
         return ReferenceCache((batch,), per_latent=True)
 
+    def frozen_tokens(self, latents: torch.Tensor, noise: torch.Tensor) -> dict[str, FrozenTokens]:
+        """What the adapted transformers make of the features of a caching pass, by layer."""
+        (batch,) = self.cache(latents, noise).batches
+        tokens = {}
+        for name, features in batch.features.items():
+            with self._computing():
+                key, value = SelfAttentionLayer(self.unet.get_submodule(name)).keys_values(features)
+            tokens[name] = FrozenTokens(features.flatten(2).transpose(1, 2), key, value)
+        return tokens
+
     def denoise(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
@@ -156,6 +178,9 @@ class ComfyUIBase:
             return self._evaluate(noised, sigma, prompts, {})
         injection = Injection(self._adapter, cache)
         return self._evaluate(noised, sigma, prompts, attending_to(injection))
+
+    def _computing(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._precision == torch.float32 else torch.autocast(self.device.type, self._precision)
 
     def _evaluate(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Options
@@ -165,7 +190,7 @@ class ComfyUIBase:
         # Read by SDXL: the pooled prompt, and the size of the image.
         height, width = (PIXELS_PER_LATENT * side for side in noised.shape[2:])
         adm = self._model.encode_adm(pooled_output=prompts.pooled, height=height, width=width, device=self.device)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+        with self._computing():
             return self._model.apply_model(
                 noised,
                 sigma,
@@ -174,3 +199,22 @@ class ComfyUIBase:
                 transformer_options=options,
                 y=None if adm is None else adm.expand(len(noised), -1),
             )
+
+
+@torch.no_grad()
+def begin_as_the_model(base: ComfyUIBase, adapter: Adapter, images: Iterable[torch.Tensor], seed: int) -> None:
+    """Give an untrained adapter of `base` the start of adapter/own_start.py.
+
+    `images`: batches of references, a few dozen in all, (batch, height, width, 3), 0…1. `seed`: of the noise in the
+    caching pass.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def pictures() -> Iterator[dict[str, FrozenTokens]]:
+        for batch in images:
+            latents = base.encode_images(batch)
+            yield base.frozen_tokens(latents, torch.randn(latents.shape, generator=random).to(latents))
+
+    base.load()
+    blocks = {layer.name: base.unet.get_submodule(layer.name).transformer_blocks[0] for layer in adapter.layers}
+    begin_with_own_attention(adapter, blocks, pictures())

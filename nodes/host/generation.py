@@ -21,6 +21,7 @@ from ...dreamcache_core.io.images import planar, to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
 from ...dreamcache_core.training.triplets import Triplets
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
+from .base_model import decode_latents
 from .patching.apply import inject
 from .patching.injection import AnyAdapter, Injection, wrap_for_sampling
 from .reference import encode_reference
@@ -121,7 +122,7 @@ def generate(
         disable_pbar=True,
         seed=settings.seed,
     )
-    return vae.decode(samples).float().cpu()
+    return decode_latents(vae, samples)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,17 @@ import torch
 from torch.nn import functional
 
 from ...dreamcache_core.errors import DreamCacheError
+from ...dreamcache_core.io.finite import check_finite
+from ...dreamcache_core.io.images import check_aspect
 
 
-def to_rgb(image: torch.Tensor) -> torch.Tensor:
-    """Images (batch, height, width, channels) as RGB, (batch, height, width, 3): drops alpha, repeats greyscale."""
-    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
+def to_rgb(image: torch.Tensor, what: str = "image") -> torch.Tensor:
+    """Images (batch, height, width, channels) as RGB, (batch, height, width, 3): drops alpha, repeats greyscale.
+
+    `what`: the input's name. Raises DreamCacheError if an image contains NaN.
+    """
+    rgb = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
+    return _from_0_to_1(rgb, what)
 
 
 def as_masks(mask: torch.Tensor) -> torch.Tensor:
@@ -19,8 +25,11 @@ def as_masks(mask: torch.Tensor) -> torch.Tensor:
 
 
 def as_region(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """An optional MASK as the region of an Injection, (masks, height, width)."""
-    return None if mask is None else as_masks(mask)
+    """An optional MASK as the region of an Injection, (masks, height, width), 0…1.
+
+    Raises DreamCacheError if it contains NaN.
+    """
+    return None if mask is None else _from_0_to_1(as_masks(mask), "region")
 
 
 def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_for_all: bool = True) -> None:
@@ -38,10 +47,18 @@ def check_masks(mask: torch.Tensor, images: int, what: str = "images", *, one_fo
 
 
 def fit_masks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Masks resized to the images, with one mask for each image: (batch, height, width).
+    """Masks resized to the images, with one mask for each image: (batch, height, width), 0…1.
 
-    `image`: (batch, height, width, channels). `mask`: one mask, or one for each image, of any size.
+    `image`: (batch, height, width, channels). `mask`: one mask, or one for each image, of any size. Raises
+    DreamCacheError if it contains NaN, or has another aspect than the images.
     """
-    mask = as_masks(mask).to(image).unsqueeze(1)
-    mask = functional.interpolate(mask, size=image.shape[1:3], mode="bilinear").squeeze(1)
+    mask = _from_0_to_1(as_masks(mask), "mask").to(image)
+    if mask.min() != mask.max():  # A mask of a single level has no shape.
+        check_aspect((mask.shape[2], mask.shape[1]), (image.shape[2], image.shape[1]), "The mask")
+    mask = functional.interpolate(mask.unsqueeze(1), size=image.shape[1:3], mode="bilinear").squeeze(1)
     return mask.expand(len(image), -1, -1)
+
+
+def _from_0_to_1(tensor: torch.Tensor, what: str) -> torch.Tensor:
+    check_finite(tensor, f"The {what}", f"change the node that makes the {what}")
+    return tensor.clamp(0, 1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 
 def show_text(node: type[io.ComfyNode], text: str) -> None:
@@ -12,3 +15,13 @@ def show_text(node: type[io.ComfyNode], text: str) -> None:
 
     if node.hidden.unique_id:
         PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+
+
+def show_text_now(text: str) -> None:
+    """Log a warning, and show it on the node that is running, which may be another's."""
+    logging.warning("DreamCache: %s", text)
+    context = get_executing_context()
+    if context:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, context.node_id)

@@ -12,10 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.io.images import to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
-from ...dreamcache_core.reference.file import make_thumbnail
 from ...dreamcache_core.reference.image import resize_to_area, silhouette, subject_on_white
 from ...dreamcache_core.reference.masks import resize_mask
-from .base_model import check_clip, check_prompt_width, check_vae, structure_of, weights_of
+from ...dreamcache_core.reference.thumbnails import make_thumbnail
+from .base_model import check_clip, check_prompt_width, check_vae, encode_images, structure_of, weights_of
 from .inputs import check_masks, fit_masks, to_rgb
 from .patching.caching_pass import record_references
 
@@ -41,7 +41,7 @@ def encode_reference(
     `mask`: (masks, height, width), 1 on the subject, which is cut out and centred on white. `timestep`, `seed`: of the
     noise in the caching pass. `resolution`: side in pixels of a square of the reference's area, 0 for the image's own.
     `subject_only`: only the subject's tokens are attended to. Raises DreamCacheError if model, VAE and CLIP don't
-    belong together, or if image and mask don't.
+    belong together, if image and mask don't, or if NaN comes in.
     """
     structure = structure_of(model)
     reference, subject = _prepare(image, mask, resolution)
@@ -49,7 +49,7 @@ def encode_reference(
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     check_prompt_width(conditioning[0][0].shape[-1], structure)
     check_vae(vae, model)
-    latent = vae.encode(reference)
+    latent = encode_images(vae, reference)
     noise = comfy.sample.prepare_noise(latent, seed)
     thumbnails = tuple(make_thumbnail(to_image(picture)) for picture in reference)
     return record_references(

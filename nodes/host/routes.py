@@ -9,7 +9,8 @@
     GET /dreamcache/checkpoints/<name>          {"base_model": the family, null if the header doesn't show it}
     GET /dreamcache/curve?over_sampling&values  {"curve": the curve that DreamCache Strengths makes of these inputs,
                                                  "problem": why there is none}; one of the two is null
-    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a sheet}
+    GET /dreamcache/trainings/<name>?first&last {"curve": LossCurve of these steps, "samples": steps with a sheet,
+                                                 "validations": each Validation, with its gap}
     GET /dreamcache/samples/<step>/<name>       PNG: a training's sheet of samples after this step
 
 The names of files are those that ComfyUI lists in the folders `dreamcache`, `dreamcache_references` and `checkpoints`;
@@ -20,7 +21,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +37,16 @@ from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.figures.loss_curve import make_loss_curve
 from ...dreamcache_core.io.base_checkpoint import checkpoint_family
 from ...dreamcache_core.io.catalogue import Catalogue
-from ...dreamcache_core.reference.file import describe_references, read_thumbnails
+from ...dreamcache_core.reference.file import ReferenceDescription, describe_references, read_thumbnails
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from .adapters import SELF_ATTENTION
 from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
 from .templates import add_template_routes
 
 PREFIX = "/dreamcache"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_LOG = logging.getLogger(__name__)
 
 
 def register_routes() -> None:
@@ -51,15 +58,18 @@ def register_routes() -> None:
         add_routes(PromptServer.instance.routes)
 
 
-def add_routes(routes: web.RouteTableDef) -> None:
-    """Add all routes to a table."""
+def add_routes(server: web.RouteTableDef) -> None:
+    """Add all routes to the server's."""
+    routes = web.RouteTableDef()
     own_attention = {name: AdapterDescription(0, adapter.description) for name, adapter in SELF_ATTENTION.items()}
-    _describe_files(routes, "adapters", ADAPTERS, Catalogue(describe_adapter), own_attention)
-    _describe_files(routes, "references", REFERENCES, Catalogue(describe_references))
+    adapters = Catalogue(describe_adapter, lambda path: AdapterDescription(0, problem=_undescribed(path)))
+    references = Catalogue(describe_references, lambda path: ReferenceDescription(0, problem=_undescribed(path)))
+    _describe_files(routes, "adapters", ADAPTERS, adapters, own_attention)
+    _describe_files(routes, "references", REFERENCES, references)
     add_template_routes(routes)
 
     # Files are read in threads, so that a slow disk doesn't block other requests.
-    @routes.get(f"{PREFIX}/thumbnails/{{number:\\d+}}/{{name:.+}}")
+    @routes.get(f"{PREFIX}/thumbnails/{{number:[0-9]{{1,9}}}}/{{name:.+}}")
     async def thumbnail(request: web.Request) -> web.Response:
         path = await asyncio.to_thread(_path, REFERENCES, request.match_info["name"])
         number, thumbnails = int(request.match_info["number"]), await asyncio.to_thread(_thumbnails, path)
@@ -76,8 +86,6 @@ def add_routes(routes: web.RouteTableDef) -> None:
             raise _bad_request(
                 "The file is larger than the server accepts: copy it into models/dreamcache_references instead."
             ) from error
-        except DreamCacheError as error:
-            raise _bad_request(str(error)) from error
         return web.json_response({"name": saved})
 
     @routes.get(f"{PREFIX}/checkpoints/{{name:.+}}")
@@ -99,22 +107,48 @@ def add_routes(routes: web.RouteTableDef) -> None:
     @routes.get(f"{PREFIX}/trainings/{{name:.+}}")
     async def training(request: web.Request) -> web.Response:
         folder = _training(request.match_info["name"])
-        try:
-            steps = {name: int(request.query[name]) for name in ("first", "last") if name in request.query}
-        except ValueError as error:
-            raise _bad_request("first and last must be step numbers.") from error
+        asked = {name: request.query[name] for name in ("first", "last") if name in request.query}
+        if not all(re.fullmatch("-?[0-9]{1,18}", step) for step in asked.values()):
+            raise _bad_request("first and last must be step numbers.")
+        steps = {name: int(step) for name, step in asked.items()}
         return web.json_response(await asyncio.to_thread(_describe_training, folder, steps))
 
-    @routes.get(f"{PREFIX}/samples/{{step:\\d+}}/{{name:.+}}")
-    async def sample(request: web.Request) -> web.StreamResponse:
+    @routes.get(f"{PREFIX}/samples/{{step:[0-9]{{1,18}}}}/{{name:.+}}")
+    async def sample(request: web.Request) -> web.Response:
         path = _training(request.match_info["name"]).sheet_path(int(request.match_info["step"]))
         if not path.is_file():
             raise _not_found(f"There are no samples of step {request.match_info['step']}.")
-        return web.FileResponse(path)
+        sheet = await asyncio.to_thread(path.read_bytes)
+        return web.Response(body=sheet, content_type="image/png", headers={"Cache-Control": "no-cache"})
 
     @routes.route("*", f"{PREFIX}/{{rest:.*}}")
     async def nothing(request: web.Request) -> web.Response:
         raise _not_found(f"There is nothing to {request.method} at {request.path}.")
+
+    for route in routes:
+        assert isinstance(route, web.RouteDef)
+        server.route(route.method, route.path, **route.kwargs)(_with_json_errors(route.handler))
+
+
+def _with_json_errors(handler: Handler) -> Handler:
+    """The same handler, whose every error is a sentence as JSON."""
+
+    @wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except DreamCacheError as error:
+            raise _bad_request(str(error)) from error
+        except OSError as error:
+            raise _not_found(f"{request.path} cannot be read: {error.strerror or error}.") from error
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            _LOG.exception("%s could not be answered.", request.path)
+            sentence = f"{request.path} could not be answered: see the server's log, and report this."
+            raise web.HTTPInternalServerError(**_error(sentence)) from error
+
+    return answer
 
 
 def _describe_files(
@@ -157,6 +191,10 @@ def _path(folder: str, name: str) -> Path:
     return Path(path)
 
 
+def _undescribed(path: Path) -> str:
+    return f"{path.name} could not be described: see the server's log, and report this."
+
+
 def _thumbnails(path: Path) -> tuple[bytes, ...]:
     try:
         return read_thumbnails(path)
@@ -181,7 +219,11 @@ def _training(name: str) -> TrainingFolder:
 
 
 def _describe_training(folder: TrainingFolder, steps: Mapping[str, int]) -> dict[str, Any]:
-    return {"curve": make_loss_curve(folder.losses(), **steps).to_json(), "samples": folder.sheet_steps()}
+    return {
+        "curve": make_loss_curve(folder.losses(), **steps).to_json(),
+        "samples": folder.sheet_steps(),
+        "validations": [{**validation.to_json(), "gap": validation.gap} for validation in folder.validations()],
+    }
 
 
 def _not_found(message: str) -> web.HTTPNotFound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ...dreamcache_core.training.settings import TrainingSettings
 from ...dreamcache_core.training.trainer import Progress
+from ...dreamcache_core.training.validation import FLAT_AFTER, Validation, is_flat
 from .node_text import show_text
 
 _SECONDS_BETWEEN = 2
@@ -26,6 +28,7 @@ class TrainingDisplay:
         self._settings = settings
         self._bar = comfy.utils.ProgressBar(settings.steps)
         self._shown = 0.0
+        self._gap = ""
 
     def on_step(self, progress: Progress) -> None:
         steps = self._settings.steps
@@ -34,7 +37,7 @@ class TrainingDisplay:
             show_text(
                 self._node,
                 f"step {progress.step:,} of {steps:,}, {progress.samples_per_second:.2f} samples/s, "
-                f"{timedelta(seconds=round(left))} left",
+                f"{timedelta(seconds=round(left))} left{self._gap}",
             )
             self._shown = time.monotonic()
         # Raises ComfyUI's InterruptProcessingException if the run was cancelled.
@@ -42,6 +45,11 @@ class TrainingDisplay:
 
     def on_samples(self, sheet: Image.Image, path: Path, step: int) -> None:
         pass
+
+    def on_validation(self, validations: Sequence[Validation]) -> None:
+        newest, flat = validations[-1], is_flat(validations, FLAT_AFTER)
+        self._gap = f"\ngap {newest.gap:.4f} ± {newest.error:.4f} after step {newest.step:,}"
+        self._gap += f"; it hasn't grown for {FLAT_AFTER} validations: patience ends such a training" if flat else ""
 
     def on_end(self) -> None:
         pass

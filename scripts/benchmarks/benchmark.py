@@ -294,7 +294,8 @@ def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
     """Bytes on disk, and in memory."""
     from dreamcache.dreamcache_core.adapter.file import load_adapter
     from dreamcache.dreamcache_core.adapter.fused import fuse
-    from dreamcache.dreamcache_core.reference.file import Precision, save_references
+    from dreamcache.dreamcache_core.reference.contents import Precision
+    from dreamcache.dreamcache_core.reference.file import save_references
     from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
 
     with tempfile.TemporaryDirectory() as folder:

@@ -24,8 +24,7 @@ from harness.workflow_prompt import OWN_ATTENTION, basic_prompt, set_inputs, wit
 BASE = DEV / "full_size"
 SEED = 1
 SIZES = ((512, 512, 1), (512, 512, 2), (520, 456, 1))
-# In float32, as ComfyUI has them on a CPU, SDXL's networks take 14 GB; so they compute all the same.
-HALF = ("--bf16-unet", "--fp16-text-enc")
+_HALF = ("--bf16-unet", "--fp16-text-enc")
 
 
 def main() -> None:
@@ -38,14 +37,18 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for family in options.families or ("SD15", "SD20"):
         name = write_models(BASE / "models", family, SEED)
-        arguments = ("--cpu", *(HALF if family == "SDXL" else ()))
-        with ComfyUIServer(environment, {"dreamcache": ROOT}, BASE, arguments) as server:
+        with ComfyUIServer(environment, {"dreamcache": ROOT}, BASE, server_arguments(family)) as server:
             for size in SIZES[:1] if options.once else SIZES:
                 plain, reading = measure(server, name, size, OWN_ATTENTION[0] if options.own_attention else name)
                 ratio = reading.step / plain.step
                 times = f"{plain.step:.1f} | {reading.step:.1f} | {ratio:.3f} | {reading.start:.1f}"
                 peaks = f"{plain.peak / 2**30:.2f} | {reading.peak / 2**30:.2f}"
                 print(f"| {family} | {size[0]}×{size[1]}, batch {size[2]} | {times} | {peaks} |", flush=True)
+
+
+def server_arguments(family: str) -> tuple[str, ...]:
+    """In float32, as ComfyUI has them on a CPU, SDXL's networks take 14 GB, so they compute in half the precision."""
+    return ("--cpu", *(_HALF if family == "SDXL" else ()))
 
 
 @dataclass(frozen=True)

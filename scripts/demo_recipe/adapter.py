@@ -78,8 +78,8 @@ class Training:
             steps, batch=16, learning_rate=2e-3, warm_up=100, cosine=True, ema=0.998, timestep_bias=TIMESTEP_BIAS
         )
 
-    def untrained(self, variant: Variant) -> Adapter:
-        adapter = untrained_adapter(structure_of(self.networks.model), 0, variant.stages)
+    def untrained(self, variant: Variant, seed: int = 0) -> Adapter:
+        adapter = untrained_adapter(structure_of(self.networks.model), seed, variant.stages)
         if not variant.sums:
             return adapter
         summed = Adapter(adapter.layers, adapter.base_model, layer_type=_SummedLayer)
@@ -107,7 +107,7 @@ class Training:
             checkpoint_every=250,
             processes=processes,
         )
-        batches = self._batches(base, scenes, settings, session.step, processes)
+        batches = self.batches(base, scenes, settings, session.step, processes)
         processes.say(f"{variant.name}: {adapter.parameter_count:,} parameters, from step {session.step} to {steps}")
         losses, started = [], time.monotonic()
         for progress in session.run(batches):
@@ -132,9 +132,15 @@ class Training:
             losses.append(denoising_loss(base, batch, self.settings(0)))
         return float(torch.cat(losses).mean())
 
-    def _batches(
-        self, base: DemoBase, scenes: Scenes, settings: TrainingSettings, first_step: int, processes: Processes
+    def batches(
+        self,
+        base: DemoBase,
+        scenes: Scenes,
+        settings: TrainingSettings,
+        first_step: int = 0,
+        processes: Processes = ALONE,
     ) -> Iterator[list[Batch]]:
+        """The micro-batch of each step from `first_step` on, without end."""
         for number in itertools.count(first_step * processes.count + processes.index, processes.count):
             random = np.random.default_rng([5, settings.seed, number])
             chosen = random.integers(len(scenes), size=settings.batch)

@@ -12,6 +12,7 @@ make_demo.py gpu           goes on with both on a GPU
 make_demo.py yardstick     trains what measures them, and puts it where tests find it
 make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
 make_demo.py ablations     trains adapters that differ in one thing each, and measures them
+make_demo.py learning      trains adapters from different starts and of fewer subjects, and prints their gaps
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ environment.import_pack(
 from comfy.cli_args import args  # noqa: E402
 from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter  # noqa: E402
 from dreamcache.dreamcache_core.adapter.provenance import Provenance  # noqa: E402
-from dreamcache.dreamcache_core.io.tensor_file import read_shapes, write_file  # noqa: E402
+from dreamcache.dreamcache_core.io.tensor_file import read_tensors, write_file  # noqa: E402
 from dreamcache.dreamcache_core.training.processes import join_processes  # noqa: E402
 from dreamcache.nodes.host import demo_network  # noqa: E402
 from dreamcache.nodes.host.base_model import weights_of  # noqa: E402
@@ -64,6 +65,7 @@ from demo_recipe import (  # noqa: E402
     base,
     evaluation,
     joint,
+    learning,
     loop,
     on_gpu,
     package,
@@ -74,7 +76,7 @@ from demo_recipe import (  # noqa: E402
 
 STEPS = (
     *("artwork", "autoencoder", "scenes", "decoder", "base", "joint", "adapter", "gpu"),
-    *("yardstick", "results", "ablations"),
+    *("yardstick", "results", "ablations", "learning"),
 )
 SHIPPED = environment.ROOT / "nodes" / "demo"
 MODEL = SHIPPED / "model.safetensors"
@@ -120,6 +122,10 @@ def main() -> None:
             _make_results(options)
         case "ablations":
             _make_ablations(options.count or adapter.ABLATION_STEPS)
+        case "learning":
+            networks = demo_network.demo_networks(load_file(MODEL))
+            unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [22], 192))
+            learning.print_learning(adapter.Training(networks), scenes.read_scenes(), unseen, options.count or 160)
 
 
 def _make_base(steps: int) -> None:
@@ -143,7 +149,7 @@ def _write_model(weights: dict[str, torch.Tensor], *trainings: str) -> None:
 
 def _trainings() -> list[str]:
     """What the model's file says of them, in their order."""
-    return str(json.loads(read_shapes(MODEL)[0]["header"])["steps"]).split(_THEN)
+    return str(json.loads(read_tensors(MODEL)[0]["header"])["steps"]).split(_THEN)
 
 
 def _make_joint(steps: int) -> None:

@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from dreamcache.dreamcache_core.adapter.file import save_adapter  # noqa: E402
 from dreamcache.dreamcache_core.adapter.network import Adapter  # noqa: E402
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source  # noqa: E402
-from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references  # noqa: E402
+from dreamcache.dreamcache_core.reference.file import save_references  # noqa: E402
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail  # noqa: E402
 from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
 from harness.comfyui_server import ComfyUIServer  # noqa: E402
 from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402

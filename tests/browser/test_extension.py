@@ -14,7 +14,8 @@ from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
-from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.file import save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness.comfyui_server import ComfyUIServer
 from harness.front_end import ADAPTER, FrontEnd, open_front_end, place_models
@@ -260,6 +261,29 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     assert inside == after
 
 
+def test_dates_and_other_nodes_widgets_are_put_into_the_names_of_saved_files(front_end: FrontEnd) -> None:
+    saving = {
+        "DreamCacheSaveAdapter": "filename_prefix",
+        "DreamCacheSaveReferenceCache": "filename_prefix",
+        "DreamCacheSaveTriplet": "folder",
+        # ComfyUI's own, whose names these must be like.
+        "SaveLatent": "filename_prefix",
+    }
+    typed = "%date:yyyy-MM-dd%/%EmptyLatentImage.width%_cup"
+    front_end.add("EmptyLatentImage", (900, 100))
+    for number, (node, name) in enumerate(saving.items()):
+        front_end.add(node, (300, 100 + 200 * number))
+        set_widget = "([type, name, value]) => { const node = app.graph.nodes.find((one) => one.type === type); "
+        set_widget += "node.widgets.find((one) => one.name === name).value = value }"
+        front_end.page.evaluate(set_widget, [node, name, typed])
+    sent = {node["class_type"]: node["inputs"] for node in front_end.prompt().values()}
+    names = [sent[node][name] for node, name in saving.items()]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/512_cup", names[0])
+    assert len(set(names)) == 1
+    kept = front_end.page.evaluate("app.graph.nodes.flatMap((node) => node.widgets.map((widget) => widget.value))")
+    assert kept.count(typed) == len(saving)
+
+
 def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_end: FrontEnd) -> None:
     page = front_end.page
     front_end.add(STRENGTHS, (500, 200))
@@ -290,11 +314,16 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     (training / "samples").mkdir(parents=True, exist_ok=True)
     (training / "losses.txt").write_text("".join(f"{1 + 1 / step:.6g}\n" for step in range(1, 2001)) + "nan\n")
     Image.new("RGB", (64, 32), "red").save(training / "samples" / "step_000000500.png")
+    (training / "validations.jsonl").write_text(
+        "".join(f'{{"step": {step}, "right": 1, "other": 1.5, "none": 1.2, "error": 0.1}}\n' for step in (500, 1500))
+    )
     front_end.add(TRAIN, (500, 50))
     page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
     curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
+    expect(curve).to_contain_text("gap 0.5000 ± 0.1000 after step 1,500")
+    assert "L" in (curve.locator(".gap").get_attribute("d") or "")
 
     curve.focus()
     page.keyboard.press("+")

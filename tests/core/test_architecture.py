@@ -19,6 +19,8 @@ MAX_LINES = 350
 
 CORE_NEEDS = {"torch", "numpy", "safetensors", "PIL"}
 OPTIONAL = {
+    "dreamcache_core/datasets/coco_mask.py": {"pycocotools"},
+    "dreamcache_core/datasets/subjects200k.py": {"pyarrow"},
     "dreamcache_core/training/processes.py": {"accelerate"},
     "dreamcache_core/training/log.py": {"torch.utils.tensorboard"},
 }
@@ -33,13 +35,13 @@ CORE = (
     ("io",),
     ("adapter", "reference"),
     ("training", "figures"),
-    ("evaluation",),
+    ("evaluation", "datasets"),
     ("launch",),
-    ("train", "evaluate"),
+    ("train", "evaluate", "prepare"),
 )
 PATCHING = (
     ("options",),
-    ("injection", "recording"),
+    ("injection", "recording", "layout"),
     ("run_state",),
     ("blocks", "guidance", "caching_pass"),
     ("sampling",),

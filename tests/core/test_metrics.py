@@ -84,3 +84,8 @@ def test_a_picture_is_like_itself_and_masked_it_is_whatever_its_background(photo
     assert scores["DINO"] < 0.99
     another = torch.where(mask.bool().unsqueeze(-1), photograph.flip(0, 1, 2), photograph)
     assert metrics.measure(MaskedImage(another, mask))["DINO masked"] < 0.99
+
+
+def test_a_network_that_overflows_is_named() -> None:
+    with pytest.raises(DreamCacheError, match="The embedding of an image by mean colours contains NaN or infinity"):
+        SubjectMetrics(MetricNetworks(dino=ByColour()), [plain(float("nan"), 0, 0)])

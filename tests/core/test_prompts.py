@@ -37,3 +37,19 @@ def test_lines_of_a_text_are_taken_in_turn() -> None:
     assert choose_line(0, lines).prompt == "a dog on a beach"
     second = choose_line(3, lines)
     assert (second.prompt, second.subject, second.number, second.total) == ("a cat, asleep", "cat", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "subject", "prompt"),
+    [
+        ("a {red|blue} cat", "", "a {red|blue} cat"),
+        ("cat | a {red|{blue|green}} cat", "cat", "a {red|{blue|green}} cat"),
+        ("[cat|dog] | a [cat|dog] (asleep|awake) | in bed", "[cat|dog]", "a [cat|dog] (asleep|awake) | in bed"),
+        ("cat\u2028dog | a cat\u2028and a dog\x85", "cat\u2028dog", "a cat\u2028and a dog"),
+    ],
+)
+def test_only_a_bar_outside_of_brackets_splits_a_line_and_only_an_end_of_line_splits_lines(
+    line: str, subject: str, prompt: str
+) -> None:
+    chosen = choose_line(1, f"first\r\n{line}\rlast\n")
+    assert (chosen.subject, chosen.prompt, chosen.total) == (subject, prompt, 3)

@@ -14,7 +14,9 @@ from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.combining import average, combine
-from dreamcache.dreamcache_core.reference.file import Precision, load_references, make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.contents import Precision
+from dreamcache.dreamcache_core.reference.file import load_references, save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, UNetStructure, select_layers
 from PIL import Image
 from safetensors import safe_open
@@ -182,3 +184,17 @@ def test_files_of_another_kind_or_a_newer_version_are_refused(cache: ReferenceCa
     save_file(dict(cache.batches[0].features), path, metadata={**metadata, "header": "{"})
     with pytest.raises(DreamCacheError, match="damaged"):
         load_references(path)
+
+
+@pytest.mark.parametrize(("precision", "what"), [("float16", "0.middle_block.1"), ("float8", "0.subject")])
+def test_nan_in_a_file_is_named_when_it_is_loaded(
+    batch: ReferenceBatch, tmp_path: Path, precision: Precision, what: str
+) -> None:
+    subject = torch.ones(2, 24, 40)
+    save_references(tmp_path / "cache.safetensors", ReferenceCache((replace(batch, subject=subject),)), precision)
+    with safe_open(tmp_path / "cache.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    tensors[what].view(-1)[7] = float("nan")
+    save_file(tensors, tmp_path / "cache.safetensors", metadata)
+    with pytest.raises(DreamCacheError, match=f"{re.escape(what)} of cache.safetensors contains NaN or infinity"):
+        load_references(tmp_path / "cache.safetensors")

@@ -75,7 +75,10 @@ def test_datasets_that_are_none_are_refused_in_a_sentence(dataset: Path, tmp_pat
         return str(raised.value).replace(str(tmp_path), "…")
 
     (dataset / "empty").mkdir()
-    assert refusal() == "…/dataset/empty contains no images: add some, or remove the folder."
+    assert refusal() == (
+        "…/dataset/empty contains no images: add some (.png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff or .avif), or "
+        "remove the folder."
+    )
     (dataset / "empty").rmdir()
     (dataset / "prompts.txt").write_text("a dog in the jungle")
     assert refusal() == (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import pickle
+import shutil
 import signal
 import tarfile
 import time
@@ -16,7 +18,7 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
-from dreamcache.dreamcache_core.training.triplet_files import save_triplet
+from dreamcache.dreamcache_core.training.triplet_files import save_triplet, write_tar
 from dreamcache.dreamcache_core.training.triplets import Triplet, epoch_order, open_triplets
 from PIL import Image, ImageDraw
 
@@ -106,6 +108,85 @@ def test_a_tar_is_read_as_the_folder_it_was(folder: Path, tmp_path: Path) -> Non
     assert any("00000.tar is damaged or not an uncompressed tar" in problem for problem in cut.problems)
 
 
+LAYOUTS = {
+    "folders in folders": "a/b c/{number}_{kind}",
+    "a folder for each triplet": "part/{number}/{kind}",
+    "a folder for each kind": "{kind}s/part/{number}_{kind}",
+    "a folder for each kind in each part": "part/{kind}/{number}_{kind}",
+    "folders of any name": "{word}/{number}_{kind}",
+    "dots": "part/{number}.{kind}",
+}
+WORDS = {"generation": "images", "caption": "text", "mask": "segmentation"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("in_tars", [False, True])
+def test_triplets_are_found_in_any_folders(folder: Path, tmp_path: Path, layout: str, in_tars: bool) -> None:
+    other = tmp_path / "other"
+    for path in folder.rglob("*_*.*"):
+        number, kind = path.stem.split("_")
+        moved = other / (layout.format(number=number, kind=kind, word=WORDS[kind]) + path.suffix.upper())
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        moved.write_bytes(path.read_bytes())
+    if in_tars:
+        for top in list(other.iterdir()):
+            with tarfile.open(f"{top}.tar", "w") as tar:
+                tar.add(top, arcname=".")
+            shutil.rmtree(top)
+    triplets = open_triplets(other).check()
+    assert triplets.problems == ()
+    assert [triplets.plain(index, 64).prompt for index in range(5)] == [
+        f"a flag, 旗 № {index}" for index in range(1, 6)
+    ]
+    assert [name.rpartition("/")[2] for name in triplets.names] == [f"{number:08}" for number in range(1, 6)]
+
+
+def test_files_of_one_kind_that_fit_nothing_keep_their_names(folder: Path) -> None:
+    (folder / "masks").mkdir()
+    file(folder, 3, "mask.png").rename(folder / "masks" / "3_mask.png")
+    mask().save(folder / "masks" / "00000004_mask.png")
+    triplets = open_triplets(folder)
+    assert triplets.problems == (
+        "00000/00000003: its mask is missing.",
+        "masks/00000004: its picture is missing.",
+        "masks/3: its picture is missing.",
+    )
+    assert len(triplets) == 4
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def test_a_picture_that_is_a_hard_link_in_a_tar_is_read(tmp_path: Path) -> None:
+    with write_tar(tmp_path / "a.tar") as add:
+        one, other = (png(picture(number)) for number in (1, 2))
+        for name, content in (("1_generation.png", one), ("1_reference.png", other), ("1_caption.txt", b"one")):
+            add(name, content)
+        for name, content in (("2_generation.png", other), ("2_reference.png", one), ("2_caption.txt", b"two")):
+            add(name, content)
+    assert (tmp_path / "a.tar").stat().st_size < 2 * len(one + other) + 10240
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert [member.islnk() for member in tar].count(True) == 2
+        tar.extractall(tmp_path / "b", filter="data")
+    triplets = open_triplets(tmp_path).check()
+    assert (triplets.names, triplets.problems) == (("a/1", "a/2", "b/1", "b/2"), ())
+    for index in range(4):
+        triplet = triplets.plain(index, resolution=80)
+        target, reference = (to_tensor(picture(number)) for number in (1 + index % 2, 2 - index % 2))
+        assert torch.equal(triplet.target[40, 40], target[32, 40])
+        # All of the picture, with white above and below.
+        assert torch.equal(triplet.reference[8:72], reference)
+
+
+@pytest.mark.parametrize("name", ["part.tar.gz", "part.TGZ", "part.zip", "part.tar.zst"])
+def test_compressed_archives_are_named(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    assert open_triplets(folder).problems == (f"{folder / name} is compressed, and is not read: unpack it.",)
+
+
 def delete(path: Path) -> None:
     path.unlink()
 
@@ -143,7 +224,11 @@ def add_another(path: Path) -> None:
         ("generation.png", empty, "its picture is empty"),
         ("caption.txt", empty, "its caption is empty"),
         ("mask.png", empty, "its mask is empty"),
-        ("generation.png", add_another, "there are two files for its picture"),
+        (
+            "generation.png",
+            add_another,
+            "there are several files for its picture: 00000/00000003_generation.jpg and 00000/00000003_generation.png",
+        ),
     ],
 )
 def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
@@ -160,10 +245,10 @@ def test_a_file_that_is_not_there_is_named_when_the_folder_is_opened(
 @pytest.mark.parametrize(
     ("part", "damage", "problem"),
     [
-        ("generation.png", cut, "its picture cannot be read: it is damaged or not an image"),
-        ("mask.png", cut, "its mask cannot be read: it is damaged or not an image"),
+        ("generation.png", cut, "its picture cannot be read: it is damaged"),
+        ("mask.png", cut, "its mask cannot be read: it is damaged"),
         ("mask.png", blacken, "its mask is black in the square at its centre"),
-        ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text"),
+        ("caption.txt", write_latin_1, "its caption cannot be read as UTF-8 text: save it in UTF-8"),
         ("caption.txt", write_spaces, "its caption is empty"),
     ],
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +34,10 @@ def batches(tmp_path: Path) -> Iterator[list[Batch]]:
     return make_batches(open_triplets(tmp_path / "triplets"), SETTINGS, 64)
 
 
-def new_base(structure: str, cache: DiskCache | None) -> ComfyUIBase:
+def new_base(structure: str, cache: DiskCache | None, kind: type[ComfyUIBase] = ComfyUIBase) -> Any:
     model = models.unet_patcher(structure)
     adapter = untrained_adapter(structure_of(model), seed=1)
-    base = ComfyUIBase(model, models.vae(), models.clip(structure), adapter, disk_cache=cache)
+    base = kind(model, models.vae(), models.clip(structure), adapter, disk_cache=cache)
     base.load()
     return base
 
@@ -59,3 +60,58 @@ def test_the_loss_is_the_same_with_latents_from_disk(
         # 3 targets, 1 reference, and the prompts, of which that of the caching pass is the empty one.
         prompts = {"", *(prompt for batch in epochs for prompt in batch.prompts)}
         assert len(files) == 3 + 1 + tensors_of_a_prompt * len(prompts)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[list[Batch]]:
+    """Steps of three samples, each with a reference of its own: nothing is augmented but prompts that are emptied."""
+    for number in range(3):
+        picture = Image.linear_gradient("L").resize((64, 64)).rotate(40 * number).convert("RGB")
+        pictures = {"generation": picture, "reference": picture.rotate(20)}
+        save_triplet(tmp_path / "plain", pictures, f"picture {number}")
+    return make_batches(open_triplets(tmp_path / "plain"), SETTINGS, 64)
+
+
+class Counting(ComfyUIBase):
+    """A base that counts what it encodes."""
+
+    images = prompts = 0
+
+    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        self.images += len(images)
+        return super()._encode_images(images)
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
+        self.prompts += len(prompts)
+        return super()._encode_prompts(prompts)
+
+
+def losses_of_epochs(base: ComfyUIBase, epochs: Sequence[Batch]) -> list[torch.Tensor]:
+    return [denoising_loss(base, batch, SETTINGS).detach() for batch in epochs]
+
+
+def test_cached_training_has_the_bits_of_uncached_and_the_second_epoch_encodes_nothing(
+    plain: Iterator[list[Batch]], tmp_path: Path
+) -> None:
+    epochs = [batch for (batch,) in itertools.islice(plain, 2)]
+    uncached = losses_of_epochs(new_base("sd15", None), epochs)
+    cached = new_base("sd15", DiskCache(tmp_path / "cache"), Counting)
+    for epoch, expected in zip(epochs, uncached, strict=True):
+        before = cached.images, cached.prompts
+        assert torch.equal(*losses_of_epochs(cached, [epoch]), expected)
+    assert before == (cached.images, cached.prompts) == (6, 4)  # With the empty prompt of the caching pass.
+    # Another process, or the same training resumed.
+    other = new_base("sd15", DiskCache(tmp_path / "cache"), Counting)
+    assert all(map(torch.equal, losses_of_epochs(other, epochs), uncached))
+    assert not other.images
+    assert not other.prompts
+
+
+def test_float16_changes_the_loss_by_less_than_a_thousandth(plain: Iterator[list[Batch]], tmp_path: Path) -> None:
+    epochs = [batch for (batch,) in itertools.islice(plain, 4)]
+    exact = losses_of_epochs(new_base("sd15", None), epochs)
+    half = [losses_of_epochs(new_base("sd15", DiskCache(tmp_path / "cache", torch.float16)), epochs) for _ in range(2)]
+    made, read = (torch.cat(losses) for losses in half)
+    assert torch.equal(made, read)
+    assert not torch.equal(made, torch.cat(exact))
+    torch.testing.assert_close(made, torch.cat(exact), rtol=1e-3, atol=0)

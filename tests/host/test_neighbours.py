@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -13,43 +15,28 @@ from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
-from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.reference.combining import combine
 from dreamcache.nodes.host.patching.apply import inject
-from dreamcache.nodes.host.patching.guidance import Guider
 from support.graph import difference
-from support.studio import Studio, prompt
+from support.neighbours import (
+    counts_in_options,
+    keeps_differences_by_uuid,
+    remembers_options,
+    swaps_forward,
+    swaps_prompts,
+)
+from support.studio import Studio, guider, sample
 
 WEAK = 0.02
 """A strength at which image guidance changes next to nothing, so that anything else shows."""
 
 
-def sample(model: ModelPatcher, guider: comfy.samplers.CFGGuider | None = None, batch: int = 1) -> torch.Tensor:
-    """Latents after 4 steps."""
-    guider = guider or comfy.samplers.CFGGuider(model)
-    guider.set_conds([[prompt(1), {}]], [[prompt(2), {}]])
-    guider.set_cfg(4.0)
-    latent = torch.zeros(batch, 4, 16, 16)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
-    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
-
-
-@pytest.fixture(params=["trained", "own attention"])
-def applied(request: pytest.FixtureRequest, studio: Studio) -> Callable[..., ModelPatcher]:
-    """Apply DreamCache, with a trained adapter or the model's own attention."""
-    cache = studio.cache()
-
-    def apply(model: ModelPatcher, **settings: Any) -> ModelPatcher:
-        injection = studio.injection(cache=cache, **settings)
-        if request.param == "own attention":
-            injection = type(injection)(SelfAttentionAdapter(), cache, **settings)
-        return inject(model, injection)
-
-    return apply
+ORDERS = (lambda model, ours, theirs: theirs(ours(model)), lambda model, ours, theirs: ours(theirs(model)))
+"""Apply DreamCache before the other node, and after it."""
 
 
 def tcfg(model: ModelPatcher) -> ModelPatcher:
@@ -59,72 +46,95 @@ def tcfg(model: ModelPatcher) -> ModelPatcher:
 def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio: Studio, applied: Callable) -> None:
     """The third term is a difference of two predictions, which must come out of the same kind of evaluation."""
 
-    def push(change: Callable[[ModelPatcher], ModelPatcher]) -> float:
-        return difference(
-            sample(change(applied(studio.model, strength=WEAK, image_guidance=3.0))),
-            sample(change(applied(studio.model, strength=WEAK))),
-        )
+    def push(order: Callable, other: Callable[[ModelPatcher], ModelPatcher]) -> float:
+        apply = partial(applied, strength=WEAK)
+        guided = order(studio.model, partial(apply, image_guidance=3.0), other)
+        return difference(sample(guided), sample(order(studio.model, apply, other)))
 
-    alone = push(lambda model: model)
-    assert 0.5 * alone < push(tcfg) < 2 * alone
-
-
-def keeps_differences_by_uuid(model: ModelPatcher) -> ModelPatcher:
-    """What caches of steps do: in every other step, the change that the U-Net made in the step before, by prompt."""
-    model = model.clone()
-    kept: dict[Any, torch.Tensor] = {}
-    seen: dict[float, int] = {}
-
-    def evaluate(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        options = kwargs.get("transformer_options") or args[-1]
-        step = seen.setdefault(float(options["sigmas"][0]), len(seen))
-        uuids = options["uuids"]
-        if step % 2 and all(uuid in kept for uuid in uuids):
-            return x + torch.cat([kept[uuid] for uuid in uuids])
-        result = executor(x, *args, **kwargs)
-        for uuid, change in zip(uuids, (result - x).chunk(len(uuids)), strict=True):
-            kept[uuid] = change
-        return result
-
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", evaluate)
-    return model
+    alone = push(ORDERS[0], lambda model: model)
+    for order in ORDERS:
+        assert 0.5 * alone < push(order, tcfg) < 2 * alone
 
 
 def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
     """What they keep by the prompt's UUID is no answer to an evaluation that leaves the reference out."""
-    guider = Guider(keeps_differences_by_uuid(applied(studio.model)))
-    guider.image_guidance = 3.0
-    pushed = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=3.0)))
-    assert difference(pushed, sample(guider.model_patcher, guider=guider)) < 1e-4
+    model = keeps_differences_by_uuid(applied(studio.model))
+    pushed = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=2.0)))
+    assert difference(pushed, sample(model, guider(model))) < 1e-4
     assert difference(pushed, sample(keeps_differences_by_uuid(applied(studio.model)))) > 0.01
 
 
-def test_nodes_may_keep_state_in_the_options_of_a_run(studio: Studio, applied: Callable) -> None:
-    calls: list[int] = []
+@pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])
+@pytest.mark.parametrize("image_guidance", [1.0, 2.0])
+def test_nodes_may_keep_state_in_the_options_of_a_run(
+    studio: Studio, applied: Callable, guide: Callable, image_guidance: float
+) -> None:
+    for order in ORDERS:
+        calls: list[int] = []
+        model = order(
+            studio.model, partial(applied, image_guidance=image_guidance), partial(counts_in_options, calls=calls)
+        )
+        sample(model, guide(model))
+        sample(model, guide(model))
+        assert calls == [1, 2, 3, 4, 1, 2, 3, 4]
 
-    def count(args: dict[str, Any]) -> torch.Tensor:
-        options = args["model_options"]
-        options["calls"] = options.get("calls", 0) + 1
-        calls.append(options["calls"])
-        return args["denoised"]
 
+def test_options_are_what_they_were_after_a_step(studio: Studio, applied: Callable) -> None:
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def look(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any], *args: Any) -> Any:
+        before = set(model_options)
+        result = executor(x, timestep, model_options, *args)
+        seen.append((before, set(model_options)))
+        return result
+
+    model = applied(studio.model, image_guidance=2.0).clone()
+    model.wrappers[WrappersMP.PREDICT_NOISE] = {"test": [look], **model.wrappers[WrappersMP.PREDICT_NOISE]}
+    sample(model, guider(model))
+    sample(model)
+    assert len(seen) == 8
+    assert all(before == after for before, after in seen)
+
+
+def test_the_guider_beside_nodes_that_evaluate_prompts_in_their_own_way(studio: Studio, applied: Callable) -> None:
+    pushed = sample(swaps_prompts(applied(studio.model, image_guidance=2.0)))
+    model = swaps_prompts(applied(studio.model))
+    assert difference(sample(model, guider(model)), pushed) < 1e-4
+    assert difference(sample(model), pushed) > 0.01
     model = applied(studio.model)
-    model.set_model_sampler_post_cfg_function(count)
+    assert difference(sample(model, guider(model)), pushed) > 0.01
+
+
+@pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])
+def test_options_that_others_copied_know_the_run(studio: Studio, applied: Callable, guide: Callable) -> None:
+    """Before: ranges and rows were ignored with them, and the model's own attention failed."""
+    predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
+    settings = {"start_percent": 0.3, "rows": "conditioned"}
+    model = remembers_options(applied(studio.model, **settings), predictions)
+    drawn = sample(model, guide(model))
+    assert len(predictions) == 4
+    assert all(torch.equal(*pair) for pair in predictions)
+    assert torch.equal(sample(model, guide(model)), drawn)
+
+
+def test_options_that_others_copied_without_the_reference_are_told_of(
+    studio: Studio, applied: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model = applied(remembers_options(studio.model, predictions))
     sample(model)
-    sample(model)
-    assert calls == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert not any(torch.equal(*pair) for pair in predictions)
+    (warning,) = [record.getMessage() for record in caplog.records if "DreamCache" in record.getMessage()]
+    assert warning.endswith("put that node after Apply DreamCache.")
+    caplog.clear()
+    sample(remembers_options(applied(studio.model), predictions))
+    assert not [record for record in caplog.records if "DreamCache" in record.getMessage()]
 
 
-def swaps_forward(model: ModelPatcher, name: str) -> Callable[[], None]:
-    """Replace a block's forward, as some packs do before a run. Returns a function that restores what was found."""
-    block = model.model.diffusion_model.get_submodule(name)
-    found = block.forward
-    block.forward = lambda *args, **kwargs: found(*args, **kwargs)
-
-    def restore() -> None:
-        block.forward = found
-
-    return restore
+def test_a_copy_of_options_shares_the_reference(studio: Studio) -> None:
+    """Adapter and features are large, and a run knows an injection by its identity."""
+    injection = studio.injection()
+    assert copy.deepcopy({"options": (injection,)})["options"][0] is injection
 
 
 def test_a_forward_that_others_swap_and_restore_in_any_order(studio: Studio, applied: Callable) -> None:
@@ -141,6 +151,17 @@ def test_a_forward_that_others_swap_and_restore_in_any_order(studio: Studio, app
     assert block.forward.__func__ is type(block).forward
     del block.forward
     assert not block._forward_pre_hooks
+
+
+def test_merging_keeps_the_reference_of_the_first_model_only(studio: Studio, applied: Callable) -> None:
+    """ComfyUI takes nothing but weights of the second."""
+
+    def merged(*models: ModelPatcher) -> torch.Tensor:
+        return sample(ModelMergeSimple().merge(*models, ratio=0.5)[0])
+
+    referenced = applied(studio.model)
+    assert difference(merged(referenced, studio.model), sample(referenced)) < 1e-4
+    assert torch.equal(merged(studio.model, referenced), merged(studio.model, studio.model))
 
 
 def windowed(model: ModelPatcher) -> ModelPatcher:
@@ -177,19 +198,3 @@ def test_windows_over_a_batch_take_the_latents_own_references_and_masks(studio: 
     masked, plain = apply(one, region=region), sample(windowed(studio.model), batch=6)
     for number in range(6):
         assert difference(masked[number], (first if number % 2 else plain)[number]) < 1e-4
-
-
-def test_a_part_of_the_batch_that_cannot_be_told_is_refused(studio: Studio) -> None:
-    cache = combine([studio.cache(), studio.cache(seed=2)], [1.0, 1.0], per_latent=True)
-    model = inject(studio.model, studio.injection(cache=cache))
-
-    def one_by_one(apply_model: Callable, args: dict[str, Any]) -> torch.Tensor:
-        def part(number: int) -> torch.Tensor:
-            conditioning = {**args["c"], "c_crossattn": args["c"]["c_crossattn"][number::2]}
-            return apply_model(args["input"][number::2], args["timestep"][number::2], **conditioning)
-
-        return torch.stack([part(0), part(1)], dim=1).flatten(0, 1)
-
-    model.set_model_unet_function_wrapper(one_by_one)
-    with pytest.raises(DreamCacheError, match=r"Another node evaluates 1 latents at a time where the batch has 2"):
-        sample(model, batch=2)

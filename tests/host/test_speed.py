@@ -7,7 +7,7 @@ import gc
 import comfy.sample
 import pytest
 import torch
-from benchmarks.speed.counting import bench_on_paper, count_step
+from benchmarks.speed.counting import bench_on_paper, count_encoding, count_step, count_training
 from benchmarks.speed.variants import CONDITIONED, PLAIN, READING, STRENGTH_0, VARIANTS, Bench
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
@@ -45,6 +45,13 @@ def test_a_step_does_what_it_must_and_nothing_more(bench: Bench, plain: int, var
     count = count_step(VARIANTS[variant](bench), SIZE)
     assert count - plain == floor
     assert count <= 1.05 * plain
+
+
+def test_a_disk_cache_spares_training_half_of_its_operations(bench: Bench) -> None:
+    """Of SD1.5 at 512², for each sample: the VAE's for target and reference."""
+    cached, encoding = count_training(bench, SIZE), count_encoding(SIZE)
+    assert cached <= 2.3e12
+    assert cached + 2 * encoding == pytest.approx(4.50e12, rel=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, new
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from harness import environment
-from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
+from support.train_command import Command, save_triplets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,32 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def triplets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("triplets")
-    picture = Image.open(PHOTOGRAPH)
-    mask = Image.new("L", picture.size, 0)
-    mask.paste(255, (80, 15, 480, 390))
-    for prompt in ("a coffee cup", "a cup of coffee on a table"):
-        save_triplet(folder, {"generation": picture, "mask": mask}, prompt)
-    return folder
-
-
-class Command:
-    """The command with settings for a small training."""
-
-    def __init__(self, checkpoint: Path, triplets: Path, output: Path) -> None:
-        made = environment.ensure()
-        command = [made.python, "-m", "dreamcache_core.train", "--comfyui", made.comfyui, "--checkpoint", checkpoint]
-        command += ["--data", triplets, "--output", output, "--cpu", "--precision", "float32"]
-        settings = ["--resolution", "64", "--batch", "2", "--warm-up", "1", "--every", "1", "--workers", "0"]
-        self._command = [str(part) for part in command] + settings
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*self._command, *arguments], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        process = self.start(*arguments)
-        return subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
+    return save_triplets(tmp_path_factory.mktemp("triplets"))
 
 
 def test_the_command_trains_an_adapter_and_resumes(
@@ -61,10 +36,17 @@ def test_the_command_trains_an_adapter_and_resumes(
     def files() -> list[str]:
         return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
 
-    estimate = train("--steps", "3", "--dry-run").stdout
+    kept = ["--recipe", "smoke", "--held-out", "0", "--cache-latents", str(tmp_path / "latents")]
+    estimate = train("--steps", "3", "--dry-run", *kept).stdout
+    assert "recipe: smoke, whether everything works, in minutes on a GPU: steps 20, batch 2, resolution 256" in estimate
     assert "3 steps of 2 are 6 samples, or 3.0 epochs of 2 triplets" in estimate
     assert re.search(r"[1-9]\.\d\d GiB between steps, [1-9]\.\d\d GiB at the peak of a step", estimate)
-    assert "disk: 0.27 GiB for checkpoints and the adapter" in estimate
+    assert "disk: 0.27 GiB for checkpoints and the adapter, and 0.00 GiB for latents and prompts, of" in estimate
+    hours = r"250,000 samples [\d,.]+ h, 1,000,000 samples [\d,.]+ h, 9,600,000 samples [\d,.]+ h"
+    assert re.search(rf"time: [\d.]+ samples/s \(measured\), .+ in all; {hours}\n", estimate)
+    assert re.search(r"operations: 0\.0\d+ TFLOP for a sample, 0\.0\d+ in later epochs \(counted\)", estimate)
+    for card in ("RTX 3060 12 GB (26 TFLOP/s)", "RTX 4090 (165 TFLOP/s)", "H100 SXM (990 TFLOP/s)"):
+        assert re.search(rf"  {re.escape(card)}: {hours}$", estimate, re.MULTILINE)
     assert not files()
 
     first = train("--steps", "1", "--sample-every", "1", "--sample-steps", "1", "--tensorboard")

@@ -18,7 +18,7 @@ from demo_recipe.scenes import draw_scenes, encode_scenes
 from demo_recipe.yardstick import Yardstick
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.io.tensor_file import read_shapes
+from dreamcache.dreamcache_core.io.tensor_file import read_tensors
 from dreamcache.nodes import demo_model
 from dreamcache.nodes.host.base_model import weights_of
 from dreamcache.nodes.host.patching.injection import wrap_for_sampling
@@ -95,7 +95,7 @@ def test_a_lora_for_it_changes_the_picture(
 def test_previews_have_the_colours_of_its_latents_and_no_other_models(
     networks: demo_model.DemoNetworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    header = json.loads(read_shapes(MODEL)[0]["header"])
+    header = json.loads(read_tensors(MODEL)[0]["header"])
     for method in (latent_preview.LatentPreviewMethod.Auto, latent_preview.LatentPreviewMethod.TAESD):
         monkeypatch.setattr(latent_preview.args, "preview_method", method)
         previewer = latent_preview.get_previewer(torch.device("cpu"), networks.model.model.latent_format)
@@ -109,7 +109,7 @@ def test_previews_have_the_colours_of_its_latents_and_no_other_models(
 
 
 def test_its_files_tell_where_they_come_from(networks: demo_model.DemoNetworks) -> None:
-    header = json.loads(read_shapes(MODEL)[0]["header"])
+    header = json.loads(read_tensors(MODEL)[0]["header"])
     # Its name is what it was at that commit, when it lay elsewhere.
     assert (ROOT / "scripts" / "demo_recipe" / Path(header["recipe"]).name).is_file()
     assert len(bytes.fromhex(header["commit"])) == 20

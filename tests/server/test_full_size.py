@@ -6,6 +6,7 @@ Their weights are generated, which proves shapes, files and memory. What they dr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +29,15 @@ AUTHORS_NAMES = ROOT / "tests" / "support" / "conformance" / "official_format_sd
 def full_size_server(request: pytest.FixtureRequest) -> Iterator[tuple[ComfyUIServer, str]]:
     """A server of its own, which gives back its memory at the end, and the name of its models."""
     models = write_models(full_size.BASE / "models", request.param, full_size.SEED)
-    with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, base=full_size.BASE) as server:
+    arguments = full_size.server_arguments(request.param)
+    with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, full_size.BASE, arguments) as server:
         yield server, models
 
 
 on_sd15 = pytest.mark.parametrize("full_size_server", ["SD15"], indirect=True)
 on_both = pytest.mark.parametrize("full_size_server", ["SD15", "SD20"], indirect=True)
+SDXL = pytest.param("SDXL", marks=pytest.mark.skipif("SDXL" not in os.environ, reason="16 GB of memory: set SDXL=1"))
+on_all = pytest.mark.parametrize("full_size_server", ["SD15", "SD20", SDXL], indirect=True)
 
 
 @on_sd15
@@ -72,7 +76,7 @@ def test_a_size_that_is_no_multiple_of_64_keeps_every_promise(full_size_server) 
     assert latents(run=4).equal(changed)
 
 
-@on_both
+@on_all
 def test_the_models_own_attention_needs_no_adapter(full_size_server) -> None:
     server, models = full_size_server
 

@@ -36,6 +36,6 @@ def test_the_node_reads_a_text_file_of_the_input_folder_and_sees_when_it_changes
     path.write_text("another", encoding="utf-8")
     assert run(server, "llm.txt", seed=4)[0] == "another"
     path.write_bytes("Löwe".encode("latin-1"))
-    assert "llm.txt is not in UTF-8" in failure(lambda: run(server, "llm.txt"))
+    assert "llm.txt cannot be read as UTF-8 text: save it in UTF-8" in failure(lambda: run(server, "llm.txt"))
     path.write_text("\n")
     assert "The prompt file is empty" in failure(lambda: run(server, "llm.txt"))

@@ -8,6 +8,7 @@ import os
 import shutil
 import urllib.request
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
@@ -16,14 +17,17 @@ import torch
 from dreamcache.dreamcache_core.adapter.strengths import CURVES
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
-from dreamcache.dreamcache_core.reference.file import make_thumbnail, save_references
+from dreamcache.dreamcache_core.reference.file import save_references
+from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
+from dreamcache.dreamcache_core.training.validation import Validation
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
 from harness.workflow_prompt import OWN_ATTENTION
 from PIL import Image
 from safetensors.torch import save_file
+from support.damage import damage_tensor_file
 from support.graph import adapter_file
 
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
@@ -110,8 +114,8 @@ def test_a_saved_reference_is_described_and_its_picture_shown_without_its_featur
         # Sent to the server, it is taken in once.
         save_references(tmp_path / "mug.safetensors", cache)
         content = (tmp_path / "mug.safetensors").read_bytes()
-        for _ in range(2):
-            status, answer = ask(server, "/dreamcache/references/told/mug.safetensors", "POST", content)
+        for suffix in ("SAFETENSORS", "safetensors"):
+            status, answer = ask(server, f"/dreamcache/references/told/mug.{suffix}", "POST", content)
             assert (status, answer) == (200, {"name": "told/mug_00001_.safetensors"})
         assert (folder / "mug_00001_.safetensors").read_bytes() == content
         before = sorted(server.base.rglob("*"))
@@ -133,8 +137,13 @@ def test_a_training_tells_its_losses_and_samples_however_long_it_is(server: Comf
     for step in range(1, 5001):
         training.add_loss(float("nan") if step == 5000 else 1 / step)
     training.add_sheet(Image.new("RGB", (4, 4)), 500)
+    measured = {"step": 500, "right": 1.0, "other": 1.5, "none": 1.25, "error": 0.1}
+    training.add_validation(Validation.from_json(measured))
+    with (training.path / "validations.jsonl").open("a") as file:
+        file.write("damaged\n")
     _, answer = ask(server, "/dreamcache/trainings/told")
     curve = answer["curve"]
+    assert answer["validations"] == [{**measured, "gap": 0.5}]
     assert (curve["total"], len(curve["steps"]), curve["steps"][0], curve["steps"][-1]) == (5000, 512, 1, 5000)
     assert (curve["losses"][0], curve["losses"][-1], answer["samples"]) == (1.0, None, [500])
     curve = ask(server, "/dreamcache/trainings/told?first=11&last=13")[1]["curve"]
@@ -173,6 +182,70 @@ def test_nothing_outside_the_models_folders_can_be_named(server: ComfyUIServer) 
 def test_every_error_is_json(server: ComfyUIServer, method: str, path: str) -> None:
     status, answer = ask(server, f"/dreamcache/{path}", method)
     assert (status, list(answer)) == (404, ["error"])
+
+
+def test_no_file_empties_a_list_and_no_request_gets_a_raw_error(server: ComfyUIServer) -> None:
+    random, models = Random(1), server.base / "models"
+    name = adapter_file(server, "sd15")
+    adapter = (models / "dreamcache" / name).read_bytes()
+    layers = (TransformerLayer("middle_block.1", 8, 8),)
+    batch = ReferenceBatch({layers[0].name: torch.ones(2, 8, 1, 1)}, "SD1.x", layers, (8, 8), 1, "")
+    save_references(models / "dreamcache_references" / "sound.safetensors", ReferenceCache((batch,)))
+    reference = (models / "dreamcache_references" / "sound.safetensors").read_bytes()
+    folders = {}
+    for route, folder, content in (
+        ("adapters", "dreamcache", adapter),
+        ("references", "dreamcache_references", reference),
+    ):
+        folders[route] = models / folder / "hostile"
+        folders[route].mkdir(parents=True)
+        for number in range(60):
+            (folders[route] / f"{number}.safetensors").write_bytes(damage_tensor_file(content, random))
+        (folders[route] / "circle.safetensors").symlink_to("circle.safetensors")
+    training = server.base / "output" / "dreamcache_training" / "hostile"
+    (training / "samples" / "step_000000001.png").mkdir(parents=True)
+    (training / "losses.txt").write_bytes(random.randbytes(1000))
+    (training.parent / "circle").symlink_to("circle")
+    try:
+        for route, folder in folders.items():
+            status, listed = ask(server, f"/dreamcache/{route}")
+            assert status == 200
+            sound = name if route == "adapters" else "sound.safetensors"
+            assert listed[sound]["problem"] is None
+            for path in folder.iterdir():
+                described = ask(server, f"/dreamcache/{route}/hostile/{path.name}")
+                # A link that leads in a circle isn't listed by ComfyUI.
+                assert described[0] in (200, 404) and (described[0] == 404) == (path.name == "circle.safetensors")
+        many, long = "9" * 5000, "x" * 3000
+        for path in (
+            *("trainings/hostile", "trainings/circle", f"trainings/{long}", "trainings/a%00b", "trainings/%ff%fe"),
+            *(
+                f"trainings/hostile?first={many}",
+                "trainings/hostile?last=%D9%A3",
+                "trainings/hostile?first=-5&last=999999",
+            ),
+            *(
+                "samples/1/hostile",
+                f"samples/{many}/hostile",
+                f"samples/1/{long}",
+                "samples/1/circle",
+                "samples/1/a%00b",
+            ),
+            *(f"thumbnails/{many}/sound.safetensors", "thumbnails/0/hostile/0.safetensors", "thumbnails/0/a%00b"),
+            *("adapters/a%00b", f"adapters/{long}", "references/%ff", "checkpoints/a%00b", "curve?over_sampling=%ff"),
+            *(f"curve?over_sampling=list&values={many}", "curve?over_sampling=list&values=nan,inf,1e999"),
+        ):
+            status, answer = ask(server, f"/dreamcache/{path}")
+            assert status in (200, 400, 404) and (status == 200 or list(answer) == ["error"]), (
+                path[:80],
+                status,
+                answer,
+            )
+    finally:
+        for folder in (*folders.values(), training):
+            shutil.rmtree(folder)
+        (training.parent / "circle").unlink()
+        (models / "dreamcache_references" / "sound.safetensors").unlink()
 
 
 def test_the_family_of_a_checkpoint_is_told(server: ComfyUIServer, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.nodes.save_adapter import PRECISIONS
 from harness.comfyui_server import ComfyUIServer, WorkflowError
 from support.graph import Scene, adapter_file, difference, failure
 
@@ -60,6 +62,15 @@ def test_no_file_is_ever_overwritten(server: ComfyUIServer, adapters: Path) -> N
     said = save(Scene(server), "many", "float16")
     assert said.startswith("Saved many_00002_.safetensors, ")
     assert (adapters / "many_00001_.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("prefix", ["ending/", "ending/.", "./ending//"])
+def test_a_name_that_ends_like_a_folder_is_numbered_as_any_other(
+    server: ComfyUIServer, adapters: Path, prefix: str
+) -> None:
+    numbers = [int(re.findall(r"Saved ending_(\d{5})_", save(Scene(server), prefix, kind))[0]) for kind in PRECISIONS]
+    assert numbers[1] == numbers[0] + 1
+    assert all((adapters / f"ending_{number:05}_.safetensors").stat().st_size > 1000 for number in numbers)
 
 
 @pytest.mark.parametrize("prefix", ["", ".", "../outside", "a/../../outside", "/tmp/outside"])

@@ -15,7 +15,7 @@ from dreamcache.dreamcache_core.adapter.provenance import Provenance
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from harness.comfyui_server import ComfyUIServer, WorkflowError
 from PIL import Image
-from support.graph import Scene, adapter_file, difference, failure, output, triplets_folder
+from support.graph import TRIPLETS, Scene, adapter_file, difference, failure, lora, output, triplets_folder
 from support.miniature import models
 
 
@@ -218,3 +218,30 @@ def test_a_training_that_goes_on_with_other_settings(server: ComfyUIServer) -> N
     message = failure(lambda: scene.sample(scene.apply(scene.model, adapter=scene.train("settled", batch=4))))
     assert 'The training "settled" was started with batch 2, but now it is 4' in message
     assert "choose a new name to start over" in message
+
+
+def test_a_training_that_goes_on_without_its_lora_or_with_another_strength_of_it(server: ComfyUIServer) -> None:
+    def go_on(strength: float, steps: int = 1) -> torch.Tensor:
+        scene = Scene(server)
+        model = lora(scene, scene.model)
+        scene.prompt[model[0]]["inputs"]["strength_model"] = strength
+        trained = scene.train("with_lora", model=model if strength else scene.model, steps=steps)
+        return scene.sample(scene.apply(scene.model, adapter=trained), steps=1)
+
+    go_on(1.0)
+    go_on(1.0, steps=2)
+    for strength in (0.0, 0.5):
+        message = failure(lambda strength=strength: go_on(strength, steps=3))
+        assert 'The training "with_lora" was started with LoRAs' in message
+    assert len(losses(server, "with_lora")) == 2
+
+
+@pytest.mark.parametrize("folder", ["", "  ", '""', "."])
+def test_no_folder_is_not_all_of_output(server: ComfyUIServer, folder: str) -> None:
+    with pytest.raises(WorkflowError, match="The folder's name is empty: enter that of the folder with the triplets"):
+        train(server, "none", folder=folder)
+
+
+def test_a_folder_is_found_as_it_was_pasted(server: ComfyUIServer) -> None:
+    train(server, "pasted", folder=f' "{(server.base / "output" / TRIPLETS).as_uri()}" ', steps=1)
+    assert len(losses(server, "pasted")) == 1

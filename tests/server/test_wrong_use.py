@@ -236,6 +236,14 @@ def test_the_server_refuses_values_out_of_range(server, settings: dict[str, floa
         scene.sample(scene.apply(scene.model, **settings))
 
 
+def test_a_range_that_ends_before_it_begins_is_said_on_the_node(server) -> None:
+    scene = Scene(server)
+    scene.sampler(scene.apply(scene.model, start_percent=0.8, end_percent=0.3), steps=1)
+    scene.add("SaveLatent", samples=[max(scene.prompt, key=int), 0], filename_prefix="test")
+    (said,) = (output["text"][0] for output in server.run(scene.prompt).outputs.values() if "text" in output)
+    assert said == ("The reference never applies, because start_percent (0.8) is above end_percent (0.3): swap them.")
+
+
 def test_an_interrupted_run_leaves_nothing_behind(server) -> None:
     def plain() -> torch.Tensor:
         scene = Scene(server)

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.sample
+import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
+from dreamcache.nodes.host.patching.guidance import Guider
 from dreamcache.nodes.host.patching.injection import Injection, wrap_for_sampling
 from support.miniature import models
 
@@ -78,3 +81,28 @@ def _recorder(forward: Callable, outputs: list[torch.Tensor]) -> Callable:
 def prompt(seed: int) -> torch.Tensor:
     """Encoded: (1, tokens, channels)."""
     return torch.randn(1, 77, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(
+    model: ModelPatcher,
+    guide: comfy.samplers.CFGGuider | None = None,
+    batch: int = 1,
+    cfg: float = 4.0,
+    size: tuple[int, int] = (16, 16),
+    steps: int = 4,
+) -> torch.Tensor:
+    """Latents after a run."""
+    guide = guide or comfy.samplers.CFGGuider(model)
+    guide.set_conds([[prompt(1), {}]], [[prompt(2), {}]])
+    guide.set_cfg(cfg)
+    latent = torch.zeros(batch, 4, *size)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    return guide.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+
+
+def guider(model: ModelPatcher) -> Guider:
+    """DreamCache Guider, with an image guidance of 2."""
+    made = Guider(model)
+    made.image_guidance = 2.0
+    return made

@@ -30,7 +30,7 @@ function takeDrop(event) {
     const { canvasX: x, canvasY: y } = /** @type {DragEvent & { canvasX: number, canvasY: number }} */ (event)
     const under = app.canvas.graph?.getNodeOnPos(x, y) ?? null
     if (under && 'onDragDrop' in under && under.onDragDrop) return // It takes files itself.
-    if (files.every((file) => file.name.endsWith('.safetensors'))) {
+    if (files.every((file) => file.name.toLowerCase().endsWith('.safetensors'))) {
         event.preventDefault()
         event.stopPropagation()
         takeFiles(files, [x, y], under)

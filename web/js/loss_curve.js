@@ -10,6 +10,7 @@ addStyle(`
     .dreamcache-curve path { fill: none; vector-effect: non-scaling-stroke; }
     .dreamcache-curve .single { stroke: #7f93b8; stroke-opacity: 0.5; }
     .dreamcache-curve .mean { stroke: #4d86e0; stroke-width: 2; }
+    .dreamcache-curve .gap { stroke: #2a9d4a; stroke-width: 2; }
     .dreamcache-curve span { position: absolute; pointer-events: none; color: var(--descrip-text); }
     .dreamcache-tools { display: flex; gap: 4px; padding: 0 4px 4px; }`)
 
@@ -19,6 +20,7 @@ const FEWEST = 10
 const MARGIN = 0.05
 
 /** @typedef {import('./server.js').LossCurve} Curve */
+/** @typedef {import('./server.js').Validation} Validation */
 /** @typedef {{ first: number, last: number }} Steps */
 
 /**
@@ -29,6 +31,8 @@ export function makeLossCurve(ask) {
     let curve = null
     /** @type {Steps | null} */
     let steps = null
+    /** @type {Validation[]} */
+    let validations = []
 
     const element = make('div')
     const plot = make('div', 'dreamcache-curve')
@@ -38,13 +42,15 @@ export function makeLossCurve(ask) {
     const picture = draw('svg', { viewBox: '0 0 1 1', preserveAspectRatio: 'none', 'aria-hidden': 'true' })
     const single = draw('path', { class: 'single' })
     const mean = draw('path', { class: 'mean' })
-    picture.append(single, mean)
+    const gap = draw('path', { class: 'gap' })
+    picture.append(single, mean, gap)
     const title = label('left: 6px; top: 2px')
+    const gapTitle = label('right: 6px; top: 2px; color: #2a9d4a')
     const high = label('left: 6px; top: 18px')
     const low = label('left: 6px; bottom: 16px')
     const first = label('left: 6px; bottom: 0')
     const last = label('right: 6px; bottom: 0')
-    plot.append(picture, title, high, low, first, last)
+    plot.append(picture, title, gapTitle, high, low, first, last)
     const log = makeButton('log', say('log_scale'), () => setSetting(LOG_SCALE, !setting(LOG_SCALE)))
     const tools = make('div', 'dreamcache-tools')
     const buttons = [
@@ -172,9 +178,26 @@ export function makeLossCurve(ask) {
             Math.min(Math.max(1 - MARGIN - ((scale(loss) - bottom) / height) * (1 - 2 * MARGIN), 0), 1)
         single.setAttribute('d', line(curve.steps, curve.losses, x, y))
         mean.setAttribute('d', line(curve.steps, curve.means, x, y))
+        redrawGap(ends, x)
         high.textContent = inWords(curve.high)
         low.textContent = inWords(curve.low)
         tell(null)
+    }
+
+    /**
+     * The gap has a scale of its own, from 0 to the largest.
+     *
+     * @param {Steps} ends
+     * @param {(step: number) => number} x
+     */
+    function redrawGap(ends, x) {
+        const largest = Math.max(...validations.map((validation) => validation.gap)) || 1
+        const y = (/** @type {number} */ gap) => 1 - MARGIN - (Math.max(gap, 0) / largest) * (1 - 2 * MARGIN)
+        const seen = validations.filter(({ step }) => step >= ends.first && step <= ends.last)
+        gap.setAttribute('d', line(seen.map(({ step }) => step), seen.map((validation) => validation.gap), x, y))
+        const newest = seen.at(-1)
+        const values = newest && { gap: inWords(newest.gap), error: inWords(newest.error), step: inDigits(newest.step) }
+        gapTitle.textContent = values ? say('gap_at', values) : ''
     }
 
     return {
@@ -185,13 +208,15 @@ export function makeLossCurve(ask) {
         },
         /**
          * @param {Curve | null} losses null: there are none.
-         * @param {string} [text] Why.
+         * @param {Validation[]} measured In the order of their steps.
+         * @param {string} [text] Why there are none.
          */
-        show(losses, text = '') {
+        show(losses, measured, text = '') {
             curve = losses
+            validations = measured
             if (steps && curve && steps.last > curve.total) steps = null
-            for (const part of [single, mean]) part.setAttribute('d', '')
-            for (const part of [high, low, title]) part.textContent = ''
+            for (const part of [single, mean, gap]) part.setAttribute('d', '')
+            for (const part of [high, low, title, gapTitle]) part.textContent = ''
             title.textContent = text
             redraw()
         },

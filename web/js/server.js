@@ -33,6 +33,8 @@ import { say } from './words.js'
  * @property {number | null} high
  */
 
+/** @typedef {{ step: number, gap: number, error: number }} Validation As in dreamcache_core/training/validation.py. */
+
 /** @returns {Promise<Record<string, AdapterDescription>>} Of all adapters, by their names. */
 export const adapters = () => get('adapters')
 
@@ -87,7 +89,7 @@ export const curve = (overSampling, values) =>
 /**
  * @param {string} name
  * @param {{ first: number, last: number } | null} steps Of which the losses are asked for; null: of all.
- * @returns {Promise<{ curve: LossCurve, samples: number[] }>}
+ * @returns {Promise<{ curve: LossCurve, samples: number[], validations: Validation[] }>}
  */
 export const training = (name, steps) =>
     get(`trainings/${encodeURIComponent(name)}?${steps ? `first=${steps.first}&last=${steps.last}` : ''}`)

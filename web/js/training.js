@@ -41,13 +41,13 @@ export function showTraining(node) {
         const name = String(widget?.value ?? '')
         const number = ++latest
         try {
-            const { curve: losses, samples } = await server.training(name, curve.steps)
+            const { curve: losses, samples, validations } = await server.training(name, curve.steps)
             if (number !== latest) return
-            curve.show(losses, losses.total ? '' : say('no_losses'))
+            curve.show(losses, validations, losses.total ? '' : say('no_losses'))
             const newest = samples.at(-1)
             show(newest === undefined ? '' : server.samples(name, newest))
         } catch (error) {
-            if (number === latest) curve.show(null, server.reason(error))
+            if (number === latest) curve.show(null, [], server.reason(error))
         }
     }
 

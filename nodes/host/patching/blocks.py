@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -112,13 +113,14 @@ def _add_references(
             if run.observer:
                 tokens = cached.key.shape[1]
                 attend = run.observer.observe(attention, injection, layer, tokens, rows, x, options)
+            attended = cached.map(itemgetter(rows)) if len(cached.key) == len(x) else cached
             own = self_attention[rows]
             if isinstance(adapter, SelfAttentionLayer):
                 # Patched by others, it isn't what the attention to the reference must be compared with.
                 output = None if is_patched else own
-                change = adapter.forward(x[rows], output, cached.key, cached.value, attend, cached.bias)
+                change = adapter.forward(x[rows], output, attended.key, attended.value, attend, attended.bias)
             else:
-                change = adapter(x[rows], own, cached.key, cached.value, attend, cached.bias)
+                change = adapter(x[rows], own, attended.key, attended.value, attend, attended.bias)
             if injection.region is not None:
                 change *= run.region(injection.region, x, options)[rows]
             if injection.strengths.curve in run.curves:
@@ -160,15 +162,12 @@ def _noise_level(options: Options, run: RunState) -> float:
 
 
 def _attending_rows(injection: Injection, rows: int, options: Options, run: RunState) -> list[slice]:
-    """The rows of the evaluated batch that attend to the reference. Rows are prompt by prompt, each with all latents;
-    neighbouring prompts share a slice.
-    """
-    attending = [run.attends(injection, uuid) for uuid in options.get("uuids", ())]
-    if all(attending):
+    """The rows of the evaluated batch that attend to the reference. Neighbouring rows share a slice."""
+    if all(run.attends(injection, uuid) for uuid in options.get("uuids", ())):
         return [slice(rows)]
-    batch = rows // len(attending)
     found: list[slice] = []
-    for start in (number * batch for number, attends in enumerate(attending) if attends):
-        first = found.pop().start if found and found[-1].stop == start else start
-        found.append(slice(first, start + batch))
+    for row, uuid in enumerate(run.prompts(rows, options)):
+        if run.attends(injection, uuid):
+            first = found.pop().start if found and found[-1].stop == row else row
+            found.append(slice(first, row + 1))
     return found

@@ -115,7 +115,7 @@ def _features_at(model: Any, given: CachingInput, layers: Sequence[TransformerLa
     sigmas = torch.full((len(latent),), sigma, device=device)
     noised = model.model_sampling.noise_scaling(sigmas.reshape(-1, 1, 1, 1), noise, latent)
     with recording(model.diffusion_model, layers) as features:
-        comfy.samplers.calc_cond_batch(model, [conds["positive"]], noised, sigmas, {"transformer_options": {}})
+        comfy.samplers.calc_cond_batch(model, [conds["positive"]], noised, sigmas, {"transformer_options": {KEY: ()}})
     return _on_intermediate_device(features)
 
 

@@ -11,8 +11,11 @@ import torch
 
 from ....dreamcache_core.adapter.strengths import CONSTANT, Curve
 from .injection import Injection
-from .options import KEY, RUN_KEY, Options, with_options
+from .options import KEY, RUN_KEY, Options, changed, with_options
 from .run_state import RunState, active_injections, run_state
+
+_BATCH_FUNCTION = "sampler_calc_cond_batch_function"
+"""ComfyUI's option for a function that evaluates the prompts in place of its own."""
 
 
 def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
@@ -38,7 +41,7 @@ def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
 
 def _changes_predictions(model_options: Options) -> bool:
     """Whether other nodes change predictions between the model and CFG."""
-    return any(model_options.get(f"sampler_{name}_function") for name in ("pre_cfg", "calc_cond_batch"))
+    return any(model_options.get(name) for name in ("sampler_pre_cfg_function", _BATCH_FUNCTION))
 
 
 def _evaluate_again(args: Options, conds: list, run: RunState) -> torch.Tensor:
@@ -85,12 +88,23 @@ class Guider(comfy.samplers.CFGGuider):
         # The same new UUIDs at each step, because other nodes keep state by them.
         without = [{**cond, "uuid": uuid5(cond["uuid"], KEY)} for cond in conds[row]]
         attending = replace(run, without_reference=frozenset(cond["uuid"] for cond in without))
-        *predictions, prediction_without = comfy.samplers.calc_cond_batch(
-            self.inner_model, [*conds, without], x, timestep, with_options(model_options, {RUN_KEY: attending})
+        evaluate = partial(
+            comfy.samplers.calc_cond_batch,
+            self.inner_model,
+            x_in=x,
+            timestep=timestep,
+            model_options=with_options(model_options, {RUN_KEY: attending}),
         )
-        evaluated = {"sampler_calc_cond_batch_function": lambda _: predictions, "disable_cfg1_optimization": True}
-        guided = super().predict_noise(x, timestep, {**model_options, **evaluated}, seed)
-        return guided + (scale - 1) * (predictions[row] - prediction_without)
+        if _BATCH_FUNCTION in model_options:
+            # Another node evaluates the prompts for CFG in its own way.
+            guided = super().predict_noise(x, timestep, model_options, seed)
+            with_reference, without_reference = evaluate([conds[row], without])
+            return guided + (scale - 1) * (with_reference - without_reference)
+        *predictions, without_reference = evaluate([*conds, without])
+        evaluated = {_BATCH_FUNCTION: lambda _: predictions, "disable_cfg1_optimization": True}
+        with changed(model_options, evaluated):
+            guided = super().predict_noise(x, timestep, model_options, seed)
+        return guided + (scale - 1) * (predictions[row] - without_reference)
 
 
 def image_guidance_at(guided: Injection | Guider, run: RunState, sigma: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import comfy.model_management
 import comfy.model_patcher
@@ -50,6 +50,12 @@ class Injection:
     strengths: Strengths = field(default_factory=Strengths)
     guidance_curve: Curve = CONSTANT
     region: torch.Tensor | None = None
+
+    def __deepcopy__(self, _: Any) -> Injection:
+        """Itself: it never changes, a run knows it by its identity, and nodes that copy a model's options would copy
+        adapter and reference with it.
+        """
+        return self
 
     @property
     def layers(self) -> tuple[TransformerLayer, ...]:

@@ -1,4 +1,6 @@
-"""Sampling with injections: each run gets a RunState, and each step decides which injections are active."""
+"""Sampling with injections: each run gets a RunState, each step decides which injections are active, and each
+evaluation finds its layout.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ import torch
 from ....dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from ....dreamcache_core.adapter.strengths import CONSTANT
 from ....dreamcache_core.errors import DreamCacheError
+from ..node_text import show_text_now
 from .caching_pass import cache_noise_level, weights_key
 from .guidance import Guider, image_guidance_at
 from .injection import Injection
-from .options import KEY, RUN_KEY, Options, with_options
-from .run_state import CurveBySigma, active_injections, run_state
+from .layout import Layout, find_layout
+from .options import KEY, RUN_KEY, Options, changed, with_options
+from .run_state import CurveBySigma, RunState, active_injections, run_state
 
 
 def begin_run(
@@ -54,7 +58,6 @@ def begin_run(
         run_state(options),
         conditioned=frozenset(conditioned),
         areas=areas,
-        latent_size=(noise.shape[-2], noise.shape[-1]),
         curves={curve: CurveBySigma.of(curve, sampling, noise.device) for curve in curves - {CONSTANT}},
         ranges={
             injection: tuple(map(sampling.percent_to_sigma, (injection.end_percent, injection.start_percent)))
@@ -65,14 +68,20 @@ def begin_run(
         keys_values={},
         regions={},
     )
-    extra_args = {**extra_args, "model_options": with_options(model_options, {RUN_KEY: run})}
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    model_options = with_options(model_options, {RUN_KEY: run})
+    extra_args = {**extra_args, "model_options": model_options}
+    evaluations = _Evaluations(sampling, model_options["transformer_options"])
+    hook = guider.inner_model.diffusion_model.register_forward_pre_hook(evaluations.begin, with_kwargs=True)
+    try:
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    finally:
+        hook.remove()
 
 
 def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Options, *args):
     """A wrapper around each step's prediction (WrappersMP.PREDICT_NOISE)."""
     guider, options = executor.class_obj, model_options["transformer_options"]
-    run = run_state(options)
+    run = replace(run_state(options), latents=x, timestep=timestep)
     if run.ranges:
         # The host waits for the device here, once a step, as ComfyUI does for a prompt that has a range.
         sigma = float(timestep.max())
@@ -94,11 +103,55 @@ def begin_step(executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_opt
         options[RUN_KEY] = run
     else:
         model_options = with_options(model_options, {RUN_KEY: run})
+    changes = {}
     if any(scale != 1 and injection.rows != "conditioned" for injection, scale in scales.items()):
         # The third evaluation is of the negative prompt, which ComfyUI leaves out at a CFG of 1.
-        model_options = {**model_options, "disable_cfg1_optimization": True}
-    with _without_compiling():
+        changes["disable_cfg1_optimization"] = True
+    with _without_compiling(), changed(model_options, changes):
         return executor(x, timestep, model_options, *args)
+
+
+class _Evaluations:
+    """Prepares every evaluation of the U-Net in a run, whoever asks for it.
+
+    `sampling`: the model's `model_sampling`. `options`: the run's transformer_options.
+    """
+
+    def __init__(self, sampling: Any, options: Options) -> None:
+        self._sampling, self._options = sampling, options
+        self._warned = False
+
+    def begin(
+        self, _: torch.nn.Module, args: tuple[Any, ...], arguments: Options
+    ) -> tuple[tuple[Any, ...], Options] | None:
+        """A forward pre-hook of the U-Net: adds to its options what the blocks need to know."""
+        options = arguments.get("transformer_options") or {}
+        if not options.get(KEY):
+            if KEY not in options:
+                self._warn()
+            return None
+        # Options that another node copied when it patched the model know nothing of this run.
+        run = run_state(options if RUN_KEY in options else self._options)
+        run = replace(run, layout=self._layout(args[0], run, options))
+        if RUN_KEY in options and run.layout is None:
+            return None
+        return args, {**arguments, "transformer_options": {**options, RUN_KEY: run}}
+
+    def _layout(self, x: torch.Tensor, run: RunState, options: Options) -> Layout | None:
+        """`x`: the U-Net's input, (rows, channels, height, width)."""
+        prompts, latents = options.get("uuids", ()), run.latents
+        if latents is None or run.is_usual(x, options):
+            return None
+        scaled = self._sampling.calculate_input(run.timestep, latents).to(x)
+        return find_layout(x[:, : latents.shape[1]], scaled, len(prompts))
+
+    def _warn(self) -> None:
+        if not self._warned and active_injections(self._options):
+            self._warned = True
+            show_text_now(
+                "Another node evaluates the model without the reference, perhaps because it copied the model's options "
+                "before Apply DreamCache: put that node after Apply DreamCache."
+            )
 
 
 def _check_batch(injection: Injection, latents: int) -> None:

@@ -5,20 +5,26 @@ It takes a second, and next to no memory. Whatever would wait for a value of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_model_patcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.cache import CachingInput, ReferenceBatch, ReferenceCache
+from dreamcache.dreamcache_core.training.loss import Batch, EncodedPrompts, denoising_loss
+from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
+from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from dreamcache.nodes.host.patching.caching_pass import weights_key
 from dreamcache.nodes.host.patching.injection import injections_on
 from dreamcache.nodes.host.patching.options import KEY, RUN_KEY
@@ -33,6 +39,21 @@ from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of
 _META = torch.device("meta")
 # The noise level of every step.
 _SIGMA = 1.0
+# That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
+_ATTENTION = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
+# SD1.5's, with ComfyUI's names.
+_VAE = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 
 
 class _OnPaper(ModelPatcher):
@@ -46,9 +67,7 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     """`config`: ComfyUI's description of the model, by default of SD1.5. `size`: side of references in pixels."""
     model = _OnPaper((config or config_of("SD15")).get_model({}, device=_META).to(_META), _META, _META)
     side = size // 8
-    # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
-    options = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
-    model.model_options["transformer_options"] = options
+    model.model_options["transformer_options"] = dict(_ATTENTION)
     structure = structure_of(model)
     with _META:
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
@@ -56,7 +75,7 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     with _patched(trainable), recording(trainable.model.diffusion_model, structure.layers) as recorded:
         latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
-        trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=options)
+        trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=dict(_ATTENTION))
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
@@ -107,6 +126,52 @@ def _begin_step_on_paper(executor: Any, x: torch.Tensor, timestep: torch.Tensor,
     options = model_options["transformer_options"]
     options[RUN_KEY] = replace(run_state(options), sigma=_SIGMA)
     return executor(x, timestep, model_options, *args)
+
+
+class _TrainingOnPaper(ComfyUIBase):
+    """The frozen base of a training whose latents and prompts come from a disk cache."""
+
+    def __init__(self, bench: Bench, adapter: Adapter) -> None:
+        vae = SimpleNamespace(latent_channels=4)
+        super().__init__(bench.model, vae, object(), adapter)
+
+    def patched(self) -> AbstractContextManager[None]:
+        return _patched(self._patcher)
+
+    def load(self) -> None:
+        """There is nothing to load."""
+
+    def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
+        return torch.empty(len(images), 4, *(side // 8 for side in images.shape[1:3]), device=_META)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
+        return EncodedPrompts(torch.empty(len(prompts), PROMPT_TOKENS, self.structure.context_dim, device=_META))
+
+    def _evaluate(
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Any
+    ) -> torch.Tensor:
+        return super()._evaluate(noised, sigma, prompts, {**options, **_ATTENTION})
+
+
+def count_training(bench: Bench, size: int) -> int:
+    """Operations of a training step with one sample, forwards and backwards, all of whose encodings are cached."""
+    adapter = bench.adapter.requires_grad_()
+    base = _TrainingOnPaper(bench, adapter)
+    picture = torch.empty(1, size, size, 3, device=_META)
+    with base.patched(), FlopCounterMode(display=False) as counter:
+        denoising_loss(base, Batch([0], picture, picture, [""]), TrainingSettings()).sum().backward()
+    return counter.get_total_flops()
+
+
+def count_encoding(size: int) -> int:
+    """Operations of SD1.5's VAE for one image."""
+    with _META:
+        vae = AutoencoderKL(ddconfig=_VAE, embed_dim=4)
+        picture = torch.empty(1, 3, size, size)
+    vae.encoder.mid.attn_1.optimized_attention = pytorch_attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.encode(picture)
+    return counter.get_total_flops()
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Public data sets, turned into triplets to train on."""
