@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -74,6 +74,7 @@ def main() -> None:
 def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     import torch
     from benchmarks.speed.page import Results
+    from benchmarks.speed.sizes import measure_files, measure_noise_levels
 
     bench, clip, vae = load_bench(checkpoint, adapter)
     model = bench.model
@@ -96,6 +97,7 @@ def benchmark(environment: Environment, checkpoint: Path, adapter: Path, options
 
 def with_more_steps(results: Results, checkpoint: Path, adapter: Path, options: argparse.Namespace) -> Results:
     """Results, with steps of the options' sizes and batches in addition to theirs, or in their place."""
+    from benchmarks.speed.sizes import measure_noise_levels
     from benchmarks.speed.variants import IPADAPTER_PLUS, PLAIN
 
     with_ipadapter_plus = bool(options.ipadapter_plus) or IPADAPTER_PLUS in results.operations
@@ -288,41 +290,6 @@ def measure_queue(environment: Environment, checkpoint: Path) -> dict[str, float
         }
         first, second = (server.run(prompt, timeout=3600).seconds for _ in range(2))
     return {"queue that loads a checkpoint and encodes (by the clock)": first, "the same queue again": second}
-
-
-def measure_files(adapter: Path, cache: ReferenceCache) -> dict[str, int]:
-    """Bytes on disk, and in memory."""
-    from dreamcache.dreamcache_core.adapter.file import load_adapter
-    from dreamcache.dreamcache_core.adapter.fused import fuse
-    from dreamcache.dreamcache_core.reference.contents import Precision
-    from dreamcache.dreamcache_core.reference.file import save_references
-    from dreamcache.dreamcache_core.unet import DEFAULT_STAGES
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "reference.safetensors")
-        sizes = {"adapter file": adapter.stat().st_size}
-        fused = fuse(load_adapter(adapter).adapter)
-        sizes["adapter fused for sampling, in memory"] = sum(tensor.nbytes for tensor in fused.state_dict().values())
-        for precision in get_args(Precision):
-            save_references(path, cache, precision, DEFAULT_STAGES)
-            sizes[f"reference file of 512×512 pixels, {precision}"] = path.stat().st_size
-    return sizes
-
-
-def measure_noise_levels(bench: Bench) -> dict[str, int]:
-    """Bytes in memory of what the model's own attention keeps of a reference."""
-    from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
-    from dreamcache.nodes.host.base_model import structure_of
-
-    (batch,) = bench.references(1).batches
-    layers = SelfAttentionAdapter().on(structure_of(bench.model)).layers
-    features = [batch.features[layer.name] for layer in layers]
-    kept = sum(tensor.nbytes for tensor in features)
-    precision = str(features[0].dtype).removeprefix("torch.")
-    return {
-        f"own attention: a reference of 512×512 pixels at one noise level, {precision}": kept,
-        "the same at 20 noise levels, after a run of 20 steps": 20 * kept,
-    }
 
 
 def measure_runs(environment: Environment) -> dict[str, int]:
