@@ -22,6 +22,7 @@ from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.guider import DreamCacheGuider
 from .nodes.host.folders import ADAPTERS, REFERENCES, register_models_folder
 from .nodes.host.routes import register_routes
+from .nodes.host.templates import place_photograph
 from .nodes.load_reference_cache import DreamCacheLoadReferenceCache
 from .nodes.one_node import DreamCacheOneNode
 from .nodes.preview_attention import DreamCachePreviewAttention
@@ -43,6 +44,7 @@ class DreamCacheExtension(ComfyExtension):
         register_models_folder(ADAPTERS, SUFFIXES)
         register_routes()
         register_models_folder(REFERENCES, [".safetensors"])
+        place_photograph()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

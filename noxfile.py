@@ -89,6 +89,7 @@ def full_size(session: nox.Session) -> None:
 def screenshots(session: nox.Session) -> None:
     """Take the pictures of the README, the help pages and the template browser."""
     run(session, "scripts/release/screenshots.py")
+    run(session, "scripts/release/thumbnails.py")
 
 
 @nox.session

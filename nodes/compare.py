@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from ..dreamcache_core.adapter.strengths import Strengths
 from ..dreamcache_core.figures.comparison import make_comparison, parse_values
-from ..dreamcache_core.figures.contact_sheet import contact_sheet
+from ..dreamcache_core.figures.tile_sheet import Section, Tile, TileSheet
 from ..dreamcache_core.generation import GenerationSettings
 from ..dreamcache_core.io.images import to_image, to_tensor
 from ..dreamcache_core.reference.cache import ReferenceCache
@@ -148,7 +148,11 @@ class DreamCacheCompare(io.ComfyNode):
                 for row in table
                 for index in range(batch)
             ]
-            return contact_sheet(cells, labels, comparison.column_labels, cell_size)
+            sections = [
+                Section(label, [Tile(*each) for each in zip(comparison.column_labels, row, strict=True)])
+                for label, row in zip(labels, cells, strict=True)
+            ]
+            return TileSheet("", sections, len(comparison.columns), cell_size).draw()
 
         generated: dict[GenerationSettings, torch.Tensor] = {}
         different = list(dict.fromkeys(settings for row in table for settings in row))

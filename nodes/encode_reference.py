@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..dreamcache_core.reference.cache import ReferenceCache
 from .host.reference import TIMESTEP, encode_reference
 from .schema import CATEGORY, ReferenceCacheType
+
+MOST_SHOWN = 8
+"""Thumbnails on the node."""
 
 
 class DreamCacheEncodeReference(io.ComfyNode):
@@ -95,16 +101,21 @@ class DreamCacheEncodeReference(io.ComfyNode):
         mask: torch.Tensor | None = None,
         subject_only: bool = False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            encode_reference(
-                model,
-                vae,
-                clip,
-                image,
-                mask,
-                timestep=timestep,
-                seed=seed,
-                resolution=resolution,
-                subject_only=subject_only,
-            )
+        cache = encode_reference(
+            model,
+            vae,
+            clip,
+            image,
+            mask,
+            timestep=timestep,
+            seed=seed,
+            resolution=resolution,
+            subject_only=subject_only,
         )
+        return io.NodeOutput(cache, ui={"dreamcache_thumbnails": _shown(cache)})
+
+
+def _shown(cache: ReferenceCache) -> list[str]:
+    """Thumbnails of the first references as they were encoded: JPEG in base64, for web/js/encode_reference.js."""
+    thumbnails = [thumbnail for batch in cache.batches if batch.source for thumbnail in batch.source.thumbnails]
+    return [base64.b64encode(thumbnail).decode() for thumbnail in thumbnails[:MOST_SHOWN]]

@@ -123,13 +123,13 @@ class DreamCachePreviewAttention(io.ComfyNode):
             for latent_index, of_image in enumerate(attention):
                 of_image += _reference_attention(model, probe, latent_index, f"{progress:.0%} of sampling")
             bar.update(1)
-        layers = {
-            layer.name: f"{layer.name}, {group_of(layer, injection.cache.layers)}"
+        groups = {
+            layer.name: group_of(layer, injection.cache.layers)
             for injection in injections_on(model)
             for layer in injection.layers
         }
         sheets = [
-            to_tensor(attention_sheet(to_image(pixels), of_image, layers))
+            to_tensor(attention_sheet(to_image(pixels), of_image, groups))
             for pixels, of_image in zip(image, attention, strict=True)
         ]
         sheet = torch.stack(sheets)

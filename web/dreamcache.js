@@ -4,10 +4,13 @@ import { app } from '../../scripts/app.js'
 import { adapterLoader } from './js/adapter_loader.js'
 import { buildBasicGraph } from './js/basic_graph.js'
 import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
+import { ENCODE, showEncoded } from './js/encode_reference.js'
 import { replaceInName } from './js/file_name.js'
 import { checkFitAgain, watchFit } from './js/fit.js'
+import { clearProgressText } from './js/progress_text.js'
 import { referenceLoader } from './js/reference_loader.js'
 import { EDITORS, SETTINGS, setting } from './js/settings.js'
+import { widen } from './js/sizes.js'
 import { paintSlots } from './js/slot_colours.js'
 import { addStrengthsEditor, STRENGTHS } from './js/strengths_editor.js'
 import { showTraining, TRAIN, watchTraining } from './js/training.js'
@@ -34,6 +37,7 @@ app.registerExtension({
         watchFit()
         watchDrops()
         watchTraining()
+        clearProgressText()
         await describeFiles()
     },
     // R was pressed.
@@ -49,6 +53,8 @@ app.registerExtension({
         else if (referenceLoader.types.includes(type)) referenceLoader.show(node)
         else if (type === TRAIN) showTraining(node)
         else if (type === STRENGTHS && setting(EDITORS)) addStrengthsEditor(node)
+        else if (type === ENCODE) showEncoded(node)
         else connectDropped(node)
+        if (type.includes('DreamCache')) widen(node)
     },
 })

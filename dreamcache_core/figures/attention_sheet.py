@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from PIL import Image
 
 from ..io.images import to_image, to_tensor
+from ..unet import Group
 from .attention_maps import AttentionMap, mean_map
-from .contact_sheet import contact_sheet
+from .tile_sheet import Section, Tile, TileSheet
 
-SIDE = 256
+SIDE = 192
 """The longer side of each image in the sheet, in pixels."""
+CAPTION = (
+    "Each place of the image has the colour of the place in the reference that it attends to: see the colour key. "
+    "In the heat maps, bright places get the most attention."
+)
 # RGB, 0…1, of positions at the reference's four corners: [[top left, top right], [bottom left, bottom right]].
 _CORNERS = torch.tensor([[[1.0, 0.15, 0.2], [1.0, 0.9, 0.0]], [[0.2, 0.25, 1.0], [0.0, 0.85, 0.4]]])
 # RGB, 0…1, of the heat map, from no attention to most.
@@ -40,33 +46,48 @@ class ReferenceAttention:
 
 
 def attention_sheet(
-    image: Image.Image, attention: Sequence[ReferenceAttention], layers: Mapping[str, str]
+    image: Image.Image, attention: Sequence[ReferenceAttention], groups: Mapping[str, Group]
 ) -> Image.Image:
-    """A contact sheet with two rows for each reference, and a column for the mean of all layers and for each layer.
+    """The attention sheet as a picture."""
+    return attention_tiles(image, attention, groups).draw()
 
-    In the first row, the colour at each place of the image shows which position in the reference it attends to. The
-    second row has the reference: as the legend of these colours, and as a heat map of the attention that it receives.
-    `layers`: layer name → label of its column.
+
+def attention_tiles(
+    image: Image.Image, attention: Sequence[ReferenceAttention], groups: Mapping[str, Group]
+) -> TileSheet:
+    """Two sections for each reference, with a tile for the mean of all layers and for the mean of each group.
+
+    In the first, the colour at each place of the image shows which position in the reference it attends to. The second
+    has the reference: as the legend of these colours, and as a heat map of the attention that it receives.
+    `groups`: layer name → its group.
     """
-    rows: list[list[Image.Image | None]] = []
-    labels = []
+    names = [name for name in get_args(Group) if name in groups.values()]
+    sections = []
     for each in attention:
         if not each.maps:
-            rows.append([image])
-            labels.append(f"{each.label}: isn't read")
+            sections.append(Section(f"{each.label}: the reference isn't active", [Tile("image", image)]))
             continue
-        maps = [mean_map(list(each.maps.values())), *(each.maps.get(layer) for layer in layers)]
+        in_groups = {name: [found for layer, found in each.maps.items() if groups[layer] == name] for name in names}
+        means = {"all layers": mean_map(list(each.maps.values()))}
+        means |= {name: mean_map(found) for name, found in in_groups.items() if found}
+        labels = ["all layers", *names]
+        maps = [means.get(label) for label in labels]
         height, width = each.kept.shape
         reference = each.reference or Image.new("RGB", (width, height), "silver")
-        rows.append([image, *(_overlay(image, *_position_colours(found)) if found else None for found in maps)])
-        rows.append(
-            [
-                _overlay(reference, *_legend(each.kept)),
-                *(_overlay(reference, *_heat_map(found)) if found else None for found in maps),
-            ]
-        )
-        labels += [f"{each.label}: where the picture looks", f"{each.label}: where it is looked at"]
-    return contact_sheet(rows, labels, ["", "all layers", *layers.values()], SIDE)
+        looks = [_overlay(image, *_position_colours(found)) if found else None for found in maps]
+        heat = [_overlay(reference, *_heat_map(found)) if found else None for found in maps]
+        sections += [
+            Section(f"{each.label}: where the image looks", _tiles(("image", *labels), (image, *looks))),
+            Section(
+                f"{each.label}: where the reference is looked at",
+                _tiles(("colour key", *labels), (_overlay(reference, *_legend(each.kept)), *heat)),
+            ),
+        ]
+    return TileSheet(CAPTION, sections, columns=2 + len(names), side=SIDE)
+
+
+def _tiles(labels: Sequence[str], pictures: Sequence[Image.Image | None]) -> list[Tile]:
+    return [Tile(label, picture) for label, picture in zip(labels, pictures, strict=True)]
 
 
 # The three kinds of overlay: colours (height, width, 3) and their opacity (height, width), of each token, 0…1.

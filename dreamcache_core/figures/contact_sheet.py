@@ -21,7 +21,7 @@ def contact_sheet(
     labels are wrapped, and cut off at the cell's height. Pillow's built-in font has Latin letters only.
     """
     font = ImageFont.load_default(_FONT_SIZE)
-    heads = [_wrap(label, font, side) for label in columns]
+    heads = [wrap(label, font, side) for label in columns]
     line = math.ceil(font.getbbox("A")[3]) + _GAP // 2
     top = max((len(lines) for lines in heads), default=0) * line + 2 * _GAP
     left, step = side + 2 * _GAP, side + _GAP
@@ -30,7 +30,7 @@ def contact_sheet(
     for column, lines in enumerate(heads):
         draw.multiline_text((left + column * step, _GAP), "\n".join(lines), "black", font, spacing=_GAP // 2)
     for row, (label, cells) in enumerate(zip(rows, images, strict=True)):
-        lines = _wrap(label, font, side)[: side // line]
+        lines = wrap(label, font, side)[: side // line]
         draw.multiline_text((_GAP, top + row * step), "\n".join(lines), "black", font, spacing=_GAP // 2)
         for column, image in enumerate(cells):
             if image:
@@ -40,7 +40,7 @@ def contact_sheet(
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Break a text into lines of at most `width` pixels. A word that is longer has a line of its own."""
     lines: list[str] = []
     for word in text.split():

@@ -9,10 +9,16 @@ from PIL import Image
 
 from ..io.images import to_image
 from ..reference.cache import ReferenceCache
-from .contact_sheet import contact_sheet
+from ..unet import group_of
+from .tile_sheet import Section, Tile, TileSheet
 
 SIDE = 256
 """The longer side of each image in the sheet, in pixels."""
+COLUMNS = 4
+CAPTION = (
+    "Places with the same colour look alike to the model. Pale places are masked and not used. "
+    "Coarse layers hold the shape, fine ones the texture."
+)
 # How far tokens that aren't attended to are faded to white, 0…1.
 _FADED = 0.8
 # The share of a layer's tokens that is clipped at either end of each colour channel.
@@ -20,11 +26,16 @@ _CLIPPED = 0.01
 
 
 def reference_sheet(references: ReferenceCache) -> Image.Image:
-    """A contact sheet with a row for each reference: its image, if there is one, and each layer's features as colours.
+    """The reference sheet as a picture."""
+    return reference_tiles(references).draw()
+
+
+def reference_tiles(references: ReferenceCache) -> TileSheet:
+    """A section for each reference: its image, if there is one, and each layer's features as colours.
 
     Tokens that aren't attended to are pale.
     """
-    rows: list[list[Image.Image | None]] = [[image] for image in references.images]
+    rows = [[Tile("reference", image)] for image in references.images]
     for layer in references.layers:
         features = references.features(layer.name)
         for row, colours, kept in zip(rows, feature_colours(features), references.kept(layer.name), strict=True):
@@ -33,10 +44,10 @@ def reference_sheet(references: ReferenceCache) -> Image.Image:
             scale = SIDE / max(image.size)
             # Nearest keeps each token a square; the sheet's own resizing would blur them.
             size = (round(image.width * scale), round(image.height * scale))
-            row.append(image.resize(size, Image.Resampling.NEAREST))
-    columns = ["reference", *(f"{layer.name}, {layer.channels} channels" for layer in references.layers)]
-    labels = [str(number) for number in range(1, len(rows) + 1)]
-    return contact_sheet(rows, labels, columns, SIDE)
+            label = f"{group_of(layer, references.layers)}\n{layer.name}"
+            row.append(Tile(label, image.resize(size, Image.Resampling.NEAREST)))
+    titles = [f"reference {number}" if len(rows) > 1 else "" for number in range(1, len(rows) + 1)]
+    return TileSheet(CAPTION, [Section(*each) for each in zip(titles, rows, strict=True)], COLUMNS, SIDE)
 
 
 def feature_colours(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -41,6 +41,7 @@ from ...dreamcache_core.reference.file import ReferenceDescription, describe_ref
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from .adapters import SELF_ATTENTION
 from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
+from .templates import add_template_routes
 
 PREFIX = "/dreamcache"
 
@@ -65,6 +66,7 @@ def add_routes(server: web.RouteTableDef) -> None:
     references = Catalogue(describe_references, lambda path: ReferenceDescription(0, problem=_undescribed(path)))
     _describe_files(routes, "adapters", ADAPTERS, adapters, own_attention)
     _describe_files(routes, "references", REFERENCES, references)
+    add_template_routes(routes)
 
     # Files are read in threads, so that a slow disk doesn't block other requests.
     @routes.get(f"{PREFIX}/thumbnails/{{number:[0-9]{{1,9}}}}/{{name:.+}}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.comfyui_server import ComfyUIServer, Prompt
-from harness.environment import ROOT, chromium
+from harness.environment import chromium
+from harness.workflow_prompt import WORKFLOWS
 from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 Workflow = dict[str, Any]
@@ -20,7 +21,6 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 """x, y, width, height."""
 
-WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 ADAPTER = "dreamcache_sd15.safetensors"
 """The adapter that these workflows load."""
 REFERENCES = ("my_subject_00001_.safetensors", "demo_turtle_00001_.safetensors")

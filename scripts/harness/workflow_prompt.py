@@ -13,11 +13,17 @@ from typing import Any
 from harness.comfyui_server import ComfyUIServer, Prompt
 from harness.environment import ROOT
 
-BASIC = ROOT / "workflows" / "dreamcache_basic.json"
-DEMO = ROOT / "workflows" / "dreamcache_demo.json"
+FOLDER = ROOT / "workflows"
+WORKFLOWS = {
+    name: FOLDER / f"{title}.json"
+    for name, title in (line.split(" = ") for line in (FOLDER / "names.txt").read_text().splitlines())
+}
+"""The templates by the names that links and code use, in the order in which people meet them."""
+BASIC = WORKFLOWS["dreamcache_basic"]
+DEMO = WORKFLOWS["dreamcache_demo"]
 OWN_ATTENTION = ("none (the model's own attention)", "none (the model's own attention, all layers)")
 """The entries of Adapter Loader that need no file."""
-PHOTOGRAPH = ROOT / "workflows" / "input" / "coffee_cup.jpg"
+PHOTOGRAPH = FOLDER / "input" / "dreamcache_coffee_cup.jpg"
 
 
 def load_prompt(path: Path, object_info: Mapping[str, Any]) -> Prompt:

@@ -1,4 +1,4 @@
-"""The pictures of the README, of the help pages and of the template browser, taken in ComfyUI's own front end.
+"""The pictures of the README and of the help pages, taken in ComfyUI's own front end.
 
 `python3 scripts/release/screenshots.py` takes them all, as is due after a change of a workflow or of a node's inputs;
 with names of parts, only these.
@@ -27,19 +27,9 @@ from dreamcache.dreamcache_core.reference.file import save_references  # noqa: E
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail  # noqa: E402
 from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
 from harness.comfyui_server import ComfyUIServer  # noqa: E402
-from harness.front_end import (  # noqa: E402
-    ADAPTER,
-    REFERENCES,
-    WORKFLOWS,
-    Box,
-    FrontEnd,
-    Point,
-    Workflow,
-    open_front_end,
-    place_models,
-)
-from harness.workflow_prompt import PHOTOGRAPH, load_prompt  # noqa: E402
-from PIL import Image, ImageDraw, ImageOps  # noqa: E402
+from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
+from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
+from PIL import Image  # noqa: E402
 
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
@@ -75,36 +65,13 @@ ALONE = {
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
-# Of workflows whose subject says less of them than another group: what their thumbnail shows.
-SHOWN = {
-    "dreamcache_attention": "What the model sees in it, and where it looks",
-    "dreamcache_compare": "Every combination",
-}
-# Of templates on the demo model: the node whose picture is their thumbnail. In this order, for one saves what the next
-# loads.
-DRAWN = {
-    "dreamcache_demo": "SaveImage",
-    "dreamcache_demo_attention": "DreamCachePreviewAttention",
-    "dreamcache_demo_compare": "DreamCacheCompare",
-    "dreamcache_demo_save_reference": "DreamCachePreviewReferenceCache",
-    "dreamcache_demo_saved_reference": "SaveImage",
-    "dreamcache_demo_several_references": "SaveImage",
-    "dreamcache_demo_strengths": "SaveImage",
-    "dreamcache_demo_train_adapter": "PreviewImage",
-    "dreamcache_demo_two_subjects": "SaveImage",
-}
 README_WIDTH = 1400
 CAPTURE_SIZE = (900, 680)
-THUMBNAIL_WIDTH = 512
-LEGIBLE = 940
-"""How much of a graph a thumbnail can show."""
 MARGIN = 12
-# Ellipses over the photograph, as someone with a brush would cover the cup and its handle.
-PAINTED = [(168, 14, 412, 212), (172, 100, 404, 288), (194, 226, 268, 310)]
 
 
 def main() -> None:
-    parts = {"workflows": take_workflows, "demo": take_demo, "nodes": take_nodes, "capture": take_capture}
+    parts = {"workflows": take_workflows, "nodes": take_nodes, "capture": take_capture}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(parts), help="which to make, of: " + ", ".join(parts))
     wanted = parser.parse_args().parts
@@ -118,41 +85,17 @@ def main() -> None:
 
 
 def take_workflows(server: ComfyUIServer) -> None:
-    for name, path in WORKFLOWS.items():
-        if name in DRAWN:
-            continue
-        # What the workflows load by this name. The picture that ComfyUI ships under it is a child's drawing.
-        photograph(painted=name == "dreamcache_subject_mask").save(server.base / "input" / "example.png")
+    for name in CLOSE_UPS:
         # Of a new browser each: pictures of one workflow's nodes would haunt the next's.
         with open_front_end(server) as front_end:
-            workflow = json.loads(path.read_text(encoding="utf-8"))
+            workflow = json.loads(WORKFLOWS[name].read_text(encoding="utf-8"))
             front_end.load(workflow)
             front_end.hide_menus()
-            front_end.show_output("DreamCacheSaveTriplet", "example.png")
-            # Twice as large as it is kept: the front end leaves out texts that it would have to draw very small.
-            thumbnail = front_end.picture(thumbnail_box(workflow, SHOWN.get(name)), 2 * THUMBNAIL_WIDTH)
-            save(thumbnail, path.with_suffix(".jpg"), THUMBNAIL_WIDTH)
+            front_end.show_output("DreamCacheSaveTriplet", PHOTOGRAPH.name)
             if name == "dreamcache_basic":
                 save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
-            for class_type, file in CLOSE_UPS.get(name, {}).items():
+            for class_type, file in CLOSE_UPS[name].items():
                 take_close_up(front_end, class_type, IMAGES / file)
-
-
-def take_demo(server: ComfyUIServer) -> None:
-    """What the templates on the demo model show when they are run, as their thumbnails."""
-    for name in REFERENCES:
-        # Of `place_models`, and empty.
-        (server.base / "models" / "dreamcache_references" / name).unlink(missing_ok=True)
-    for name, class_type in DRAWN.items():
-        prompt = load_prompt(WORKFLOWS[name], server.object_info())
-        outputs = server.run(prompt).outputs
-        shown = [outputs[number]["images"][-1] for number, node in prompt.items() if node["class_type"] == class_type]
-        with tempfile.TemporaryDirectory() as folder:
-            picture = Image.open(server.download(shown[-1], Path(folder, "shown.png"))).convert("RGB")
-        path = WORKFLOWS[name].with_suffix(".jpg")
-        square = ImageOps.pad(picture, (THUMBNAIL_WIDTH, THUMBNAIL_WIDTH), Image.Resampling.LANCZOS, "white")
-        square.save(path, optimize=True, quality=80)
-        print(path.relative_to(ROOT))
 
 
 def take_nodes(server: ComfyUIServer) -> None:
@@ -219,17 +162,6 @@ def reference() -> ReferenceCache:
     return ReferenceCache((ReferenceBatch(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source),))
 
 
-def photograph(painted: bool) -> Image.Image:
-    """The photograph, and where it is painted on as the mask editor saves that: transparent."""
-    image = Image.open(PHOTOGRAPH)
-    if painted:
-        mask = Image.new("L", image.size, 255)
-        for ellipse in PAINTED:
-            ImageDraw.Draw(mask).ellipse(ellipse, fill=0)
-        image.putalpha(mask)
-    return image
-
-
 def take_close_up(front_end: FrontEnd, class_type: str, path: Path) -> None:
     """A node at one and a half of its size, with as much around it as shows what is connected to it."""
     box = grown(front_end.box(class_type), 30)
@@ -244,31 +176,13 @@ def graph_box(workflow: Workflow) -> Box:
     return grown((left, top, right - left, bottom - top), MARGIN)
 
 
-def thumbnail_box(workflow: Workflow, shown: str | None = None) -> Box:
-    """The lower left corner of the graph, where the subject is: a square from as high a group as leaves it legible. Or
-    of the group of that title.
-    """
-    for group in workflow["groups"]:
-        if group["title"] == shown:
-            left, top, _, side = grown(tuple(group["bounding"]), MARGIN)
-            return left, top, side, side
-    left, top, _, height = graph_box(workflow)
-    bottom = top + height
-    heights = [bottom - group["bounding"][1] + MARGIN for group in workflow["groups"]]
-    side = max(height for height in heights if height < LEGIBLE)
-    return left, bottom - side, side, side
-
-
 def grown(box: Box, margin: float) -> Box:
     x, y, width, height = box
     return x - margin, y - margin, width + 2 * margin, height + 2 * margin
 
 
-def save(picture: bytes, path: Path, width: int | None = None) -> None:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    if width:
-        image = image.resize((width, round(image.height * width / image.width)))
-    image.save(path, optimize=True, quality=88)
+def save(picture: bytes, path: Path) -> None:
+    Image.open(io.BytesIO(picture)).convert("RGB").save(path, optimize=True, quality=88)
     print(path.relative_to(ROOT))
 
 

@@ -121,8 +121,8 @@ def test_an_input_for_another_reference_appears_with_each_and_survives_saving(fr
 def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_end: FrontEnd, name: str) -> None:
     page = front_end.page
     page.get_by_role("button", name="Templates").click()
-    page.get_by_role("dialog").get_by_text("dreamcache", exact=True).click()
-    card = page.get_by_test_id(f"template-workflow-{name}")
+    page.get_by_role("dialog").get_by_text("DreamCache", exact=True).click()
+    card = page.get_by_test_id(f"template-workflow-{WORKFLOWS[name].stem}")
     card.scroll_into_view_if_needed()
     # Its own thumbnail, which is fetched; the front end has a picture for templates that have none.
     expect(card.locator("img")).to_have_attribute("src", re.compile("^blob:"))

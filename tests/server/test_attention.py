@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from dreamcache.dreamcache_core.figures.attention_sheet import CAPTION, SIDE
+from dreamcache.dreamcache_core.figures.tile_sheet import Section, Tile, TileSheet
 from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.reference.combining import combine
@@ -99,13 +101,15 @@ def test_the_node_shows_both_pictures_at_each_noise_level_at_which_a_reference_i
     assert len(shown) == 2
     sheet = Image.open(server.download(shown[0], server.base / "sheet.png")).convert("HSV")
     # Two rows for each of 3 references at the first level; at the second for one, and one for each that isn't read.
-    assert sheet.height - (6 + 2 + 2) * 264 in range(16, 64)
-    assert sheet.width == 256 + 16 + 7 * 264
+    expected = TileSheet(CAPTION, [Section("title", [Tile("label", None)] * 6)] * (6 + 2 + 2), columns=6, side=SIDE)
+    assert sheet.width == expected.width
+    assert sheet.height == pytest.approx(expected.boxes()[-1][-1][3], abs=200)
     # There is no colour where the first reference doesn't enter.
-    x, y = 272 + 264 * 6, sheet.height - 10 * 264
-    saturation = to_tensor(sheet.getchannel("S"))[y : y + 170]
-    assert saturation[:, x : x + 127].max() > 0
-    assert saturation[:, x + 129 : x + 256].max() == 0
+    left, top, right, _ = expected.boxes()[0][-1]
+    saturation = to_tensor(sheet.getchannel("S"))[top : top + 2 * SIDE // 3]
+    middle = (left + right) // 2
+    assert saturation[:, left : middle - 1].max() > 0
+    assert saturation[:, middle + 1 : right].max() == 0
 
     scene.add("DreamCachePreviewAttention", model=scene.model, **inputs)
     assert "connect the model from Apply DreamCache" in failure(lambda: server.run(scene.prompt))

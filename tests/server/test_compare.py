@@ -9,6 +9,7 @@ import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.figures.comparison import make_comparison, parse_values
+from dreamcache.dreamcache_core.figures.tile_sheet import Section, Tile, TileSheet
 from dreamcache.dreamcache_core.io.images import to_tensor
 from harness.comfyui_server import ComfyUIServer
 from PIL import Image
@@ -43,7 +44,9 @@ def test_every_place_holds_what_apply_dreamcache_draws_with_its_settings(server:
     scene.add("DreamCacheCompare", **given)
     (grid,) = server.run(scene.prompt).images
     sheet = Image.open(server.download(grid, server.base / "grid.png")).convert("RGB")
-    assert sheet.width == 128 + 16 + 2 * 136
+    rows = [Section("image_guidance 1", [Tile("strength 0", None)] * 2)] * 2
+    places = TileSheet("", rows, columns=2, side=128)
+    assert sheet.width == places.width
 
     def drawn(strength: float, guidance: float) -> torch.Tensor:
         scene = Scene(server)
@@ -56,8 +59,7 @@ def test_every_place_holds_what_apply_dreamcache_draws_with_its_settings(server:
 
     pictures = {}
     for (row, guidance), (column, strength) in itertools.product(enumerate((1.0, 2.0)), enumerate((0.0, 1.0))):
-        x, y = 144 + column * 136, sheet.height - (2 - row) * 136
-        pictures[strength, guidance] = to_tensor(sheet.crop((x, y, x + 128, y + 128)))
+        pictures[strength, guidance] = to_tensor(sheet.crop(places.boxes()[row][column]))
     for (strength, guidance), picture in pictures.items():
         torch.testing.assert_close(picture, drawn(strength, guidance), rtol=0, atol=2 / 255)
     assert torch.equal(pictures[0.0, 1.0], pictures[0.0, 2.0])

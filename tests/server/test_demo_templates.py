@@ -8,15 +8,12 @@ import pytest
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.reference.file import load_references
 from harness.comfyui_server import ComfyUIServer, Prompt
-from harness.environment import ROOT
-from harness.workflow_prompt import load_prompt, set_inputs, without_reference
+from harness.workflow_prompt import WORKFLOWS, load_prompt, set_inputs, without_reference
 from PIL import Image
-
-TEMPLATES = {path.stem.removeprefix("dreamcache_demo_"): path for path in ROOT.glob("workflows/dreamcache_demo_*.json")}
 
 
 def prompt_of(server: ComfyUIServer, name: str) -> Prompt:
-    return load_prompt(TEMPLATES[name], server.object_info())
+    return load_prompt(WORKFLOWS[f"dreamcache_demo_{name}"], server.object_info())
 
 
 def saved_picture(server: ComfyUIServer, prompt: Prompt, path: Path) -> Image.Image:

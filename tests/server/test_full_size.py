@@ -16,7 +16,7 @@ from benchmarks import full_size
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
 from harness.generated_weights import generated_tensor, write_models
-from harness.workflow_prompt import OWN_ATTENTION, PHOTOGRAPH, load_prompt, set_inputs, without_reference
+from harness.workflow_prompt import OWN_ATTENTION, PHOTOGRAPH, WORKFLOWS, load_prompt, set_inputs, without_reference
 from PIL import Image
 from support.graph import Graph
 
@@ -103,7 +103,7 @@ def test_the_authors_adapter_draws_through_its_template(full_size_server, tmp_pa
     shapes = json.loads(AUTHORS_NAMES.read_text())
     tensors = {name: generated_tensor(name, tuple(shape), full_size.SEED).half() for name, shape in shapes.items()}
     torch.save(tensors, folder / "dreamcache_sd21.pt")
-    prompt = load_prompt(ROOT / "workflows" / "dreamcache_sd21.json", server.object_info())
+    prompt = load_prompt(WORKFLOWS["dreamcache_sd21"], server.object_info())
     set_inputs(prompt, "CheckpointLoaderSimple", ckpt_name=models)
     set_inputs(prompt, "LoadImage", image=server.upload_image(PHOTOGRAPH))
     set_inputs(prompt, "KSampler", steps=1, cfg=1.0)

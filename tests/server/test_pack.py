@@ -11,6 +11,7 @@ import pytest
 import tomllib
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
+from harness.workflow_prompt import PHOTOGRAPH, WORKFLOWS
 from release.pack import pack, shipped_files
 from support.graph import Scene
 
@@ -37,7 +38,12 @@ def test_the_archive_alone_draws_a_subject(tmp_path: Path) -> None:
         scene = Scene(server)
         assert scene.sample(scene.apply(scene.model)).isfinite().all()
         assert set(server.get("/i18n")) == {path.name for path in (ROOT / "locales").iterdir()}
-        assert "dreamcache_basic" in server.get("/workflow_templates")["comfyui-dreamcache"]
+        listed = server.get("/workflow_templates")["comfyui-dreamcache"]
+        assert sorted(listed) == [path.stem for path in WORKFLOWS.values()]
+        # Links have their lasting names, whatever the files are called.
+        for name, path in WORKFLOWS.items():
+            assert server.get(f"/api/workflow_templates/comfyui-dreamcache/{name}.json") == json.loads(path.read_text())
+        assert (server.base / "input" / PHOTOGRAPH.name).read_bytes() == PHOTOGRAPH.read_bytes()
         extensions = [name for name in server.get("/extensions") if name.startswith("/extensions/comfyui-dreamcache/")]
         assert "/extensions/comfyui-dreamcache/dreamcache.js" in extensions
         for name in extensions:

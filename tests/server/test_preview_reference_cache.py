@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dreamcache.dreamcache_core.figures.reference_sheet import CAPTION, COLUMNS
+from dreamcache.dreamcache_core.figures.tile_sheet import Section, Tile, TileSheet
 from harness.comfyui_server import ComfyUIServer
 from PIL import Image
 from support.graph import Scene
@@ -15,12 +17,12 @@ def test_the_node_shows_the_picture_beside_every_layer(server: ComfyUIServer) ->
     scene.add("DreamCachePreviewReferenceCache", reference_cache=both)
     (shown,) = (output for output in server.run(scene.prompt).outputs.values() if "images" in output)
     sheet = Image.open(server.download(shown["images"][0], server.base / "sheet.png"))
-    # A column of labels, one of pictures, and one for each of 8 layers, each 256 pixels wide with a gap of 8.
-    assert sheet.width == 256 + 16 + 9 * 264
-    for row, resolution in enumerate((128, 64)):
-        top = sheet.height - (2 - row) * 264
-        places = [(272 + 264 * column, top) for column in range(9)]
-        crops = [sheet.crop((x, y, x + 256, y + 256)).convert("RGB") for x, y in places]
+    # A reference and 8 layers each, with labels of one and of two lines.
+    tiles = [Tile("reference", None), *[Tile("coarse\noutput_blocks.4.1", None)] * 8]
+    expected = TileSheet(CAPTION, [Section("reference 1", tiles)] * 2, COLUMNS)
+    assert sheet.width == expected.width
+    for places, resolution in zip(expected.boxes(), (128, 64), strict=True):
+        crops = [sheet.crop(place).convert("RGB") for place in places]
         colours = [crop.getcolors(2**16) or [] for crop in crops]
         # The picture has many, and a layer at most one for each of its tokens.
         assert len(colours[0]) > 1000

@@ -14,7 +14,10 @@ STYLE.textContent = `
         color: inherit; background: none;
     }
     .dreamcache button[aria-pressed='true'] { color: var(--comfy-input-bg); background: var(--input-text); }
-    .dreamcache-problem { color: var(--error-text); }`
+    .dreamcache button:disabled { opacity: 0.4; cursor: default; }
+    .dreamcache-problem {
+        color: color-mix(in srgb, var(--error-text) 50%, var(--input-text)); border-left: 3px solid var(--error-text);
+    }`
 document.head.append(STYLE)
 
 /**

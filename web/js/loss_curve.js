@@ -53,12 +53,13 @@ export function makeLossCurve(ask) {
     plot.append(picture, title, gapTitle, high, low, first, last)
     const log = makeButton('log', say('log_scale'), () => setSetting(LOG_SCALE, !setting(LOG_SCALE)))
     const tools = make('div', 'dreamcache-tools')
-    tools.append(
+    const buttons = [
         log,
         makeButton('+', say('zoom_in'), () => zoom(ZOOM)),
         makeButton('−', say('zoom_out'), () => zoom(1 / ZOOM)),
         makeButton('⤢', say('zoom_all'), () => see(null)),
-    )
+    ]
+    tools.append(...buttons)
     element.append(plot, tools)
 
     /** @param {string} place */
@@ -163,6 +164,8 @@ export function makeLossCurve(ask) {
     function redraw() {
         const isLog = setting(LOG_SCALE)
         log.setAttribute('aria-pressed', String(isLog))
+        for (const button of buttons) button.disabled = !curve?.total
+        for (const part of [first, last]) part.hidden = !curve?.total
         const ends = seen()
         first.textContent = inDigits(ends.first)
         last.textContent = inDigits(ends.last)

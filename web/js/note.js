@@ -2,15 +2,12 @@
 
 import { addElement, addStyle, make } from './element.js'
 
-// Two whole lines on the canvas, three in the Vue renderer's nodes, which have less room beside them.
 addStyle(`
-    .lg-node .dreamcache-note {
-        min-height: calc(var(--dreamcache-height) + 11px); max-height: calc(var(--dreamcache-height) + 11px);
-    }
     .dreamcache-note { overflow: auto; padding: 2px 6px; white-space: pre-line; }
     .dreamcache-note img { height: 80px; margin: 2px 4px 2px 0; border-radius: 2px; }`)
 
-const HEIGHT = 38
+/** Of five lines: the longest of what to do where a file is absent. */
+const HEIGHT = 80
 
 /**
  * Add a note to a node.

@@ -9,7 +9,7 @@ export const REFERENCE_LOADER = 'DreamCacheLoadReferenceCache'
 export const referenceLoader = fileLoader({
     types: [REFERENCE_LOADER],
     widgetName: 'reference_name',
-    height: 128,
+    height: 160,
     all: server.references,
     one: server.reference,
     none: () => say('no_reference'),

@@ -14,12 +14,15 @@ const LIST = 'list'
 const POINTS = 5
 const MOST_POINTS = 33
 const STEP = 0.05
-const HEIGHT = 128
+const HEIGHT = 176
 const MILLISECONDS_BEFORE_ASKING = 100
 /** Name below a bar, in letters, that isn't narrowed. */
-const LONGEST = 7
-/** Of the drawing, in its own units. */
-const [TOP, TALL, LEFT, BAR, CURVE_LEFT, CURVE_WIDE] = [4, 84, 2, 36, 158, 170]
+const LONGEST = 10
+/** Of the drawing, in its own units: pixels of a fresh node. */
+const [TOP, TALL, LEFT, BAR, CURVE_LEFT, CURVE_WIDE] = [7, 110, 16, 60, 280, 116]
+const VIEW_BOX = '0 0 404 136'
+/** Of a text's foot below what it names. */
+const BELOW = 15
 
 addStyle(`
     .dreamcache-strengths { display: flex; flex-direction: column; padding: 2px 4px; }
@@ -31,7 +34,8 @@ addStyle(`
     .dreamcache-strengths .line { fill: none; stroke: #8f7cc9; stroke-width: 2; }
     .dreamcache-strengths circle { fill: var(--comfy-input-bg); stroke: #8f7cc9; stroke-width: 2; cursor: ns-resize; }
     .dreamcache-strengths .unused { opacity: 0.35; }
-    .dreamcache-strengths text { fill: var(--descrip-text); font-size: 8px; text-anchor: middle; }`)
+    .dreamcache-strengths text { fill: var(--input-text); font-size: 12px; text-anchor: middle; }
+    .dreamcache-strengths .axis { text-anchor: end; }`)
 
 /**
  * Add the editor to a node that was just made.
@@ -46,7 +50,7 @@ export function addStrengthsEditor(node) {
     const most = Number(groups[0].options.max)
 
     const element = make('div', 'dreamcache-strengths')
-    const picture = draw('svg', { viewBox: '0 0 332 100' })
+    const picture = draw('svg', { viewBox: VIEW_BOX })
     const text = make('div')
     text.role = 'status'
     const tools = make('div', 'dreamcache-tools')
@@ -81,6 +85,13 @@ export function addStrengthsEditor(node) {
         redraw()
     }
 
+    /** Show the list only where the curve is made of it. */
+    function showValues() {
+        if (!values) return
+        values.hidden = overSampling?.value !== LIST
+        Object.assign(values.options, { hidden: values.hidden })
+    }
+
     /** @param {number} count */
     function resample(count) {
         if (!curve.length || count < 2 || count > MOST_POINTS) return
@@ -89,6 +100,7 @@ export function addStrengthsEditor(node) {
 
     async function update() {
         const number = ++latest
+        showValues()
         redraw()
         await new Promise((resolve) => setTimeout(resolve, MILLISECONDS_BEFORE_ASKING))
         if (number !== latest) return // It is being dragged.
@@ -112,26 +124,45 @@ export function addStrengthsEditor(node) {
     const barsWide = BAR * groups.length
     const line = draw('path', { class: 'line' })
     const handles = draw('g', {})
+    /**
+     * @param {string} words
+     * @param {Record<string, string | number>} place
+     */
+    const label = (words, place) => {
+        const element = draw('text', place)
+        element.textContent = words
+        return element
+    }
+    const axes = [LEFT, CURVE_LEFT].flatMap((left) =>
+        [0, 1, most].map((value) => label(String(value), { class: 'axis', x: left - 4, y: y(value) + 4 })),
+    )
+    const under = TOP + TALL + BELOW
     picture.append(
+        ...axes,
+        label(say('sampling_start'), { x: CURVE_LEFT, y: under, style: 'text-anchor: start' }),
+        label(say('sampling_end'), { x: CURVE_LEFT + CURVE_WIDE, y: under, style: 'text-anchor: end' }),
         draw('rect', { class: 'frame', x: LEFT, y: TOP, width: barsWide, height: TALL }),
         draw('rect', { class: 'frame', x: CURVE_LEFT, y: TOP, width: CURVE_WIDE, height: TALL }),
         draw('path', { class: 'one', d: `M${LEFT} ${one}h${barsWide}M${CURVE_LEFT} ${one}h${CURVE_WIDE}` }),
         line,
-        handles,
     )
     const bars = groups.map((widget, number) => {
         const shown = widget.label ?? widget.name
         const place = { x: LEFT + number * BAR + BAR / 4, width: BAR / 2 }
         const bar = draw('rect', { class: 'bar', ...place })
         const hand = draw('rect', { class: 'hand', ...place, y: TOP, height: TALL })
-        const name = draw('text', { x: place.x + BAR / 4, y: TOP + TALL + 9 })
-        name.textContent = shown
+        const name = label(shown, { x: place.x + BAR / 4, y: under })
         if (shown.length > LONGEST) name.setAttribute('textLength', String(BAR - 2))
         name.setAttribute('lengthAdjust', 'spacingAndGlyphs')
-        makeSlider(hand, shown, () => Number(widget.value), (value) => set(widget, limited(value)))
+        const put = (/** @type {number} */ value) => isLinked(widget.name) || set(widget, limited(value))
+        makeSlider(hand, shown, () => Number(widget.value), put)
         picture.append(bar, hand, name)
-        return { bar, hand, widget }
+        return { bar, hand, shown, widget }
     })
+    picture.append(handles) // After the bars, as they are seen: so they come with Tab.
+
+    /** @param {string} name */
+    const isLinked = (name) => node.inputs.some((input) => input.name === name && input.link != null)
 
     /**
      * Let something be dragged up and down, and moved with the keyboard.
@@ -178,15 +209,19 @@ export function addStrengthsEditor(node) {
     }
 
     function redraw() {
-        for (const { bar, hand, widget } of bars) {
+        for (const { bar, hand, shown, widget } of bars) {
             const value = Number(widget.value)
+            // What comes in isn't known before the run; the widget's own value isn't used.
+            const linked = isLinked(widget.name)
+            bar.classList.toggle('unused', linked)
+            hand.setAttribute('aria-disabled', String(linked))
+            hand.setAttribute('aria-label', linked ? say('linked', { name: shown }) : shown)
             bar.setAttribute('y', String(y(value)))
             bar.setAttribute('height', String(TALL - (y(value) - TOP)))
             hand.setAttribute('aria-valuenow', String(value))
         }
         if (!curve.length) return
-        const isConnected = node.inputs.some((input) => input.name === 'curve' && input.link != null)
-        for (const part of [line, handles]) part.classList.toggle('unused', isConnected)
+        for (const part of [line, handles]) part.classList.toggle('unused', isLinked('curve'))
         const shown = curve.length > 1 ? curve : [curve[0], curve[0]]
         line.setAttribute('d', `M${shown.map((value, number) => `${x(number / (shown.length - 1))} ${y(value)}`).join('L')}`)
         const places = points()

@@ -1,0 +1,49 @@
+"""The templates: their lasting names as addresses, and the photograph that they open with.
+
+ComfyUI's template browser knows nothing of a pack's template but its file name. So the files are named as people read
+them, and `workflows/names.txt` has the lasting name of each, which links and the front end's commands use.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import folder_paths
+from aiohttp import web
+
+PACK = Path(__file__).parents[2]
+FOLDER = PACK / "workflows"
+PHOTOGRAPH = FOLDER / "input" / "dreamcache_coffee_cup.jpg"
+
+
+def template_files() -> dict[str, Path]:
+    """The files of the templates, by their lasting names."""
+    lines = (FOLDER / "names.txt").read_text(encoding="utf-8").splitlines()
+    return {name: FOLDER / f"{title}.json" for name, title in (line.split(" = ") for line in lines)}
+
+
+def add_template_routes(routes: web.RouteTableDef) -> None:
+    """Serve each template and its thumbnail under its lasting name, too."""
+    for name, file in template_files().items():
+        for suffix in (".json", ".jpg"):
+            routes.get(f"/workflow_templates/{PACK.name}/{name}{suffix}")(_serve(file.with_suffix(suffix)))
+
+
+def _serve(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(file)
+
+    return serve
+
+
+def place_photograph() -> None:
+    """Put the photograph into ComfyUI's input folder, the only place that Load Image reads, unless it is there."""
+    placed = Path(folder_paths.get_input_directory(), PHOTOGRAPH.name)
+    try:
+        if not placed.exists():
+            shutil.copyfile(PHOTOGRAPH, placed)
+    except OSError as error:
+        logging.warning("DreamCache: cannot copy %s to %s: %s.", PHOTOGRAPH.name, placed.parent, error.strerror)
