@@ -29,7 +29,7 @@ Header = dict[str, Any]
 MAX_HEADER = 16_000_000
 """Bytes of a header that is read. Parsed, a header takes up to forty times its size in memory."""
 _MAX_SIZE = 2**62
-_FORMAT = re.compile(r"dreamcache\.[a-z_]{1,40}")
+_FORMAT = re.compile(r"dreamcache\.[a-z_ ]{1,40}")
 
 _DTYPES = {
     "BOOL": torch.bool,
