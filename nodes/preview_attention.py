@@ -32,8 +32,8 @@ class DreamCachePreviewAttention(io.ComfyNode):
             node_id="DreamCachePreviewAttention",
             display_name="DreamCache Preview Attention",
             category=CATEGORY,
-            description="Shows which parts of your references each part of a finished image attends to, layer by "
-            "layer.",
+            description="Shows which parts of your references each part of a finished image attends to, in coarse, "
+            "medium and fine layers.",
             search_aliases=["attention map", "heat map", "correspondence", "visualize"],
             inputs=[
                 io.Model.Input("model", tooltip="From Apply DreamCache: the model the image was generated with."),

@@ -27,7 +27,7 @@ class DreamCachePreviewReferenceCache(io.ComfyNode):
                     tooltip="From DreamCache Encode Reference, Combine References or Load Reference Cache.",
                 )
             ],
-            outputs=[io.Image.Output("image", tooltip="The sheet: a row for each reference, a column for each layer.")],
+            outputs=[io.Image.Output("image", tooltip="The sheet: each reference, and its features in each layer.")],
             is_output_node=True,
         )
 
