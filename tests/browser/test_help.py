@@ -70,27 +70,33 @@ def test_a_help_page_has_lists_and_no_tables(path: Path) -> None:
 
 def test_the_help_panel_shows_every_page_within_its_width(front_end: FrontEnd) -> None:
     page = front_end.page
-    help_page = page.locator(".node-help-content")
     for number, node in enumerate(NODES):
         front_end.add(node, (100 + 280 * (number % 3), 150 + 110 * (number // 3)))
     # So that no node, and no toolbox of the selected one, covers another's title.
     page.evaluate("app.graph.nodes.forEach((node) => node.collapse())")
-    for language in LANGUAGES:
-        texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-        _choose_language(front_end, language, texts["ApplyDreamCache"]["inputs"]["strength"]["name"])
-        _open_help(front_end, next(iter(NODES)))
-        for node in reversed(NODES):
-            page.mouse.click(*front_end.title(node))
-            expect(help_page.get_by_role("heading", level=1)).to_have_text(texts[node]["display_name"])
-            inputs = "type => app.graph.findNodesByType(type)[0].inputs.map((input) => input.name)"
-            for name in page.evaluate(inputs, node):
-                expect(help_page.get_by_role("listitem").get_by_text(name, exact=True).first).to_be_visible()
-            picture = help_page.locator("img").first
-            expect(picture).to_have_js_property("complete", True)
-            assert picture.evaluate("picture => picture.naturalWidth")
-            assert not help_page.evaluate(_TOO_WIDE), node
-            assert "*" not in help_page.inner_text(), node
-    page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    try:
+        for language in LANGUAGES:
+            _check_panel(front_end, language)
+    finally:
+        page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+
+
+def _check_panel(front_end: FrontEnd, language: str) -> None:
+    page, help_page = front_end.page, front_end.page.locator(".node-help-content")
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    _choose_language(front_end, language, texts["ApplyDreamCache"]["inputs"]["strength"]["name"])
+    _open_help(front_end, next(iter(NODES)))
+    for node in reversed(NODES):
+        page.mouse.click(*front_end.title(node))
+        expect(help_page.get_by_role("heading", level=1)).to_have_text(texts[node]["display_name"])
+        inputs = "type => app.graph.findNodesByType(type)[0].inputs.map((input) => input.name)"
+        for name in page.evaluate(inputs, node):
+            expect(help_page.get_by_role("listitem").get_by_text(name, exact=True).first).to_be_visible()
+        picture = help_page.locator("img").first
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("picture => picture.naturalWidth")
+        assert not help_page.evaluate(_TOO_WIDE), node
+        assert "*" not in help_page.inner_text(), node
 
 
 def _choose_language(front_end: FrontEnd, language: str, strength: str) -> None:

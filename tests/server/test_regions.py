@@ -106,9 +106,9 @@ def test_any_combination_draws_and_changes_no_bit_of_what_it_should_not_reach(dt
                 assert torch.equal(latents[number], plain[number]) != reached[:, number].any()
 
 
-def half_white(scene: Scene) -> Link:
-    black = scene.add("SolidMask", value=0.0, width=100, height=60)
-    white = scene.add("SolidMask", value=1.0, width=50, height=60)
+def half_white(scene: Scene, height: int = 60) -> Link:
+    black = scene.add("SolidMask", value=0.0, width=100, height=height)
+    white = scene.add("SolidMask", value=1.0, width=50, height=height)
     return scene.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add")
 
 
@@ -174,7 +174,7 @@ def test_each_latent_reads_only_the_subject_of_its_own_reference(studio: Studio)
 def test_subject_only_reads_what_the_mask_has(server) -> None:
     def drawn(mask: bool, **settings: Any) -> torch.Tensor:
         scene = Scene(server)
-        masks = {"mask": half_white(scene)} if mask else {}
+        masks = {"mask": half_white(scene, height=100)} if mask else {}  # Of the picture's shape.
         return scene.sample(scene.apply(scene.model, reference_cache=scene.encode(**masks, **settings)))
 
     assert torch.equal(drawn(mask=True, subject_only=False), drawn(mask=True))
