@@ -14,8 +14,9 @@ from pathlib import Path
 
 from harness.environment import ROOT, chromium, ensure
 
-# Files of tests run side by side, for much of a test is waiting: for a server, or for a page.
-WORKERS = 2
+# Files of tests run side by side, more than there are cores to run them, for much of a test is waiting: for a server,
+# or for a page.
+WORKERS = 3
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ _register_pack()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("more than there is time for each time")
     group.addoption("--damaged-files", type=int, default=150, help="files that each reader is given")
-    group.addoption("--kills", type=int, default=2, help="times that the training command is killed")
+    group.addoption("--kills", type=int, default=1, help="times that the training command is killed")
     group.addoption("--overwrites", type=int, default=6, help="times that an adapter is overwritten while it draws")
 
 

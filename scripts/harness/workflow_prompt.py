@@ -89,7 +89,8 @@ def _widgets(definition: Mapping[str, Any], values: list[Any]) -> Iterator[tuple
         options = rest[0] if rest else {}
         if not _is_widget(kind) or options.get("forceInput"):
             continue
-        yield name, next(remaining)
+        # Workflows of earlier versions lack the inputs that were added at the end.
+        yield name, next(remaining, options.get("default"))
         # Two widgets have a second one beside them, which the server doesn't have: a seed, "control after
         # generate"; a picture, the upload button.
         is_seed = kind == "INT" and name in ("seed", "noise_seed")

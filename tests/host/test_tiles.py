@@ -21,7 +21,7 @@ from support.studio import Studio, guider
 from support.studio import sample as sample_any
 
 SIZE = (16, 64)
-sample = partial(sample_any, size=SIZE)
+sample = partial(sample_any, size=SIZE, steps=1)
 
 TILERS = {"tile by tile": Tiles(), "prompt by prompt": Tiles(prompt_major=True), "rolled": Tiles(shift=5)}
 tiled = pytest.mark.parametrize("tiles", TILERS.values(), ids=TILERS.keys())
@@ -55,7 +55,7 @@ def test_tiles_take_their_part_of_a_region(
 
     def drawn(**settings: Any) -> torch.Tensor:
         model = tiles(applied(studio.model, **settings))
-        return sample(model, guide(model), steps=1)
+        return sample(model, guide(model))
 
     left, right = drawn(region=left_half).chunk(2, dim=-1)
     assert difference(left, drawn().chunk(2, dim=-1)[0]) < 1e-5

@@ -13,7 +13,10 @@ from PIL import Image
 
 
 def prompt_of(server: ComfyUIServer, name: str) -> Prompt:
-    return load_prompt(WORKFLOWS[f"dreamcache_demo_{name}"], server.object_info())
+    """The template for fewer steps."""
+    prompt = load_prompt(WORKFLOWS[f"dreamcache_demo_{name}"], server.object_info())
+    set_inputs(prompt, "KSampler", steps=6)
+    return prompt
 
 
 def saved_picture(server: ComfyUIServer, prompt: Prompt, path: Path) -> Image.Image:
