@@ -87,7 +87,7 @@ def test_the_command_trains_an_adapter_and_resumes(
     assert [file for file in files() if not file.startswith("others")] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT], ids=lambda number: number.name)
 def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
     short_models: tuple[Path, Path], triplets: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
