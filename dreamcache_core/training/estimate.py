@@ -49,7 +49,7 @@ class Cost:
     kept_seconds: float
 
     def seconds(self, samples: int, triplets: int, cached: bool) -> float:
-        """Of a training of so many samples. `cached`: whether a disk cache keeps what comes again."""
+        """The time to train on `samples`. `cached`: whether a disk cache keeps latents and prompts for later epochs."""
         first = samples if not cached else min(samples, triplets)
         later = max(1 / self.samples_per_second - self.kept_seconds, 0.0)
         return first / self.samples_per_second + (samples - first) * later

@@ -222,7 +222,7 @@ def measure_starts(model: Any, clip: Any, vae: Any) -> tuple[ReferenceCache, lis
 
     device = model.load_device
     whole, cache = _measure_start(ENCODING, device, lambda: encode)
-    network, _ = _measure_start("of which the U-Net's pass", device, lambda: encode_latent)
+    network, _ = _measure_start("the U-Net's pass alone", device, lambda: encode_latent)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.safetensors")
         write_clip_vision(path, SEED)
