@@ -183,6 +183,11 @@ class ComfyUIServer:
         user, system = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
+    def reads(self) -> int:
+        """Times that the server has asked the system for a part of a file; on Linux."""
+        counts = Path(f"/proc/{self._process.pid}/io").read_text()
+        return int(re.findall(r"syscr: (\d+)", counts)[0])
+
     def reset_peak_memory(self) -> None:
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
 

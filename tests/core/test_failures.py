@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from dreamcache.dreamcache_core.errors import DreamCacheError
@@ -30,14 +31,11 @@ def save(folder: Path, side: int = 64) -> None:
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that everybody can get to."""
-    folder = tmp_path_factory.mktemp("place")
-    for path in (folder, folder.parent, folder.parent.parent):
-        path.chmod(0o755)
-    yield folder
-    for path in (folder.parent, folder.parent.parent):
-        path.chmod(0o700)
+def place() -> Iterator[Path]:
+    """A folder that everybody can get to, which pytest's own are not."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def test_a_read_only_disk_is_named_before_anything_is_begun(tmp_path: Path) -> None:
