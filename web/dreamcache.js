@@ -10,6 +10,7 @@ import { checkFitAgain, watchFit } from './js/fit.js'
 import { clearProgressText } from './js/progress_text.js'
 import { referenceLoader } from './js/reference_loader.js'
 import { EDITORS, SETTINGS, setting } from './js/settings.js'
+import { makeRoomForSheet } from './js/sheet.js'
 import { widen } from './js/sizes.js'
 import { paintSlots } from './js/slot_colours.js'
 import { addStrengthsEditor, STRENGTHS } from './js/strengths_editor.js'
@@ -56,5 +57,6 @@ app.registerExtension({
         else if (type === ENCODE) showEncoded(node)
         else connectDropped(node)
         if (type.includes('DreamCache')) widen(node)
+        makeRoomForSheet(node)
     },
 })
