@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { adapterLoader } from './js/adapter_loader.js'
-import { buildBasicGraph } from './js/basic_graph.js'
+import { COMMANDS } from './js/commands.js'
 import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
 import { ENCODE, showEncoded } from './js/encode_reference.js'
 import { replaceInName } from './js/file_name.js'
@@ -21,14 +21,8 @@ const describeFiles = () => Promise.all([adapterLoader.describe(), referenceLoad
 
 app.registerExtension({
     name: 'DreamCache',
-    commands: [
-        {
-            id: 'DreamCache.BuildBasicGraph',
-            label: 'DreamCache: build the basic graph here',
-            icon: 'pi pi-sitemap',
-            function: buildBasicGraph,
-        },
-    ],
+    commands: COMMANDS,
+    menuCommands: [{ path: ['DreamCache'], commands: COMMANDS.map(({ id }) => id) }],
     settings: SETTINGS,
     async init() {
         await loadWords()

@@ -36,6 +36,8 @@ BROKEN = "a_broken_file.safetensors"
 SDXL = "sdxl.safetensors"
 LOADER, APPLY, ENCODE = "DreamCacheAdapterLoader", "ApplyDreamCache", "DreamCacheEncodeReference"
 ONE_NODE = "DreamCacheOneNode"
+MESSAGES = ("absent", "put_adapter", "own_attention")
+"""What a loader says instead of what its file is."""
 REFERENCE_LOADER, STRENGTHS, TRAIN = "DreamCacheLoadReferenceCache", "DreamCacheStrengths", "DreamCacheTrainAdapter"
 
 
@@ -120,6 +122,9 @@ def test_the_one_node_says_what_its_file_is_and_warns_of_a_misfit(front_end: Fro
     page.evaluate(script, [ONE_NODE, SDXL])
     expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, but {SDXL} is SDXL")).to_be_visible()
     expect(facts).to_be_visible()
+    # Both have room for the longest that they can say, in every language.
+    assert page.locator(".dreamcache-note:not(.dreamcache-problem)").evaluate(_CUT, list(MESSAGES)) == []
+    assert page.locator(".dreamcache-problem").evaluate(_CUT, ["misfit"]) == []
 
 
 def test_a_server_that_is_slow_or_gone_leaves_a_working_node(front_end: FrontEnd) -> None:
@@ -226,12 +231,32 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     def drawn() -> dict[str, Any]:
         return front_end.prompt()["1"]["inputs"]
 
+    # One sees all of them, and Tab comes to them from left to right.
+    places = editor.get_by_role("slider").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect()).map(({ left, right }) => [left, right])"
+    )
+    assert places == sorted(places)
+    right_end = editor.locator("svg").evaluate("picture => picture.getBoundingClientRect().right")
+    assert places[-1][1] <= right_end
+    is_hidden = "app.graph.nodes[0].widgets.find((widget) => widget.name === 'values').hidden"
+    assert page.evaluate(is_hidden)
+    # What comes in by a link isn't drawn here.
+    front_end.add("PrimitiveFloat", (100, 200))
+    page.evaluate("app.graph.nodes[1].connect(0, app.graph.nodes[0], 'fine')")
+    linked = editor.get_by_role("slider", name="fine: from the connected input")
+    expect(linked).to_have_attribute("aria-disabled", "true")
+    linked.press("PageUp")
+    page.evaluate("app.graph.remove(app.graph.nodes[1])")
+    expect(editor.get_by_role("slider", name="fine")).to_have_attribute("aria-disabled", "false")
+    assert drawn() == before
+
     points.nth(1).hover()  # Which waits until it has come to its place.
     point = points.nth(1).bounding_box()
     assert point
     start = (point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     front_end.drag(start, (start[0], start[1] - 200))
     assert drawn() == {**before, "over_sampling": "list", "values": "1, 2, 1, 1, 1"}
+    assert not page.evaluate(is_hidden)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Home")
@@ -380,6 +405,16 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
         expect(button).to_be_disabled()
 
 
+_CUT = """async (note, keys) => {
+    const languages = await (await fetch('/i18n')).json()
+    const longest = 'v1-5-pruned-emaonly-fp16.safetensors'
+    const values = { name: longest, adapter: longest, checkpoint: longest, trained: 'SD1.x', model: 'SDXL' }
+    return Object.entries(languages).flatMap(([language, { dreamcache: words }]) => keys.filter((key) => {
+        note.textContent = words[key].replace(/\\{(\\w+)\\}/g, (_, value) => values[value])
+        return note.scrollHeight > note.clientHeight
+    }).map((key) => [language, key]))
+}"""
+"""The languages and messages that a note has no room for."""
 _CONTRASTS = """() => {
     const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true })
     const mix = (colours) => {
