@@ -27,7 +27,17 @@ from dreamcache.dreamcache_core.reference.file import save_references  # noqa: E
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail  # noqa: E402
 from dreamcache.dreamcache_core.unet import TransformerLayer  # noqa: E402
 from harness.comfyui_server import ComfyUIServer  # noqa: E402
-from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Point, Workflow, open_front_end, place_models  # noqa: E402
+from harness.front_end import (  # noqa: E402
+    ADAPTER,
+    REFERENCES,
+    WORKFLOWS,
+    Box,
+    FrontEnd,
+    Point,
+    Workflow,
+    open_front_end,
+    place_models,
+)
 from harness.workflow_prompt import PHOTOGRAPH  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -69,8 +79,10 @@ WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
 README_WIDTH = 1400
-COLOURS = 128
-"""Of a picture, which is a third as large for that."""
+COLOURS = 256
+"""Of a picture with results, which is a third as large for that."""
+TITLE = 30
+"""Height of a node's title, which is above its place."""
 WIDE = 600
 """Pixels up to which a close-up is larger than its node."""
 CAPTURE_SIZE = (900, 680)
@@ -86,7 +98,8 @@ def main() -> None:
     with ComfyUIServer(ENVIRONMENT, {"dreamcache": ROOT}) as server:
         place_models(server)
         save_adapter(server.base / "models" / "dreamcache" / ADAPTER, Adapter(LAYERS, "SD1.x"), torch.float16)
-        save_references(server.base / "models" / "dreamcache_references" / "my_cup_00001_.safetensors", reference())
+        for name in REFERENCES:
+            save_references(server.base / "models" / "dreamcache_references" / name, reference())
         for part in wanted:
             parts[part](server)
 
@@ -113,7 +126,7 @@ def take_results(server: ComfyUIServer) -> None:
             server.wait_until_idle(600)
             for class_type, file in close_ups.items():
                 front_end.page.wait_for_load_state("networkidle")
-                take_close_up(front_end, class_type, IMAGES / file)
+                take_close_up(front_end, class_type, IMAGES / file, COLOURS)
 
 
 def take_nodes(server: ComfyUIServer) -> None:
@@ -180,15 +193,17 @@ def reference() -> ReferenceCache:
     return ReferenceCache((ReferenceBatch(features, "SD1.x", tuple(LAYERS), (64, 64), 1, "", source),))
 
 
-def take_close_up(front_end: FrontEnd, class_type: str, path: Path) -> None:
+def take_close_up(front_end: FrontEnd, class_type: str, path: Path, colours: int | None = None) -> None:
     """A node with as much around it as shows what is connected to it, larger than it is unless it is wide."""
     box = grown(front_end.box(class_type), 30)
-    save(front_end.picture(box, min(round(1.5 * box[2]), max(round(box[2]), WIDE))), path)
+    save(front_end.picture(box, min(round(1.5 * box[2]), max(round(box[2]), WIDE))), path, colours)
 
 
 def graph_box(workflow: Workflow) -> Box:
     boxes = [group["bounding"] for group in workflow["groups"]]
-    boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        boxes.append([x, y - TITLE, width, height + TITLE])
     left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1))
     return grown((left, top, right - left, bottom - top), MARGIN)
@@ -199,8 +214,12 @@ def grown(box: Box, margin: float) -> Box:
     return x - margin, y - margin, width + 2 * margin, height + 2 * margin
 
 
-def save(picture: bytes, path: Path) -> None:
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+def save(picture: bytes, path: Path, colours: int | None = None) -> None:
+    """`colours`: at most so many, the rare ones of slots and links among them; None: all."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    if colours:
+        image = image.quantize(colours, Image.Quantize.MAXCOVERAGE)
+    image.save(path, optimize=True)
     print(path.relative_to(ROOT))
 
 

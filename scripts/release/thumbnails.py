@@ -182,6 +182,7 @@ def shown_by(class_type: str, template: str) -> Callable[[Artist], Image.Image]:
 
     def draw(artist: Artist) -> Image.Image:
         prompt = load_prompt(WORKFLOWS[template], artist.server.object_info())
+        artist.server.free_memory()  # Nodes that have nothing to do show nothing.
         outputs = artist.server.run(prompt).outputs
         shown = [outputs[number]["images"][-1] for number, node in prompt.items() if node["class_type"] == class_type]
         picture = Image.open(artist.server.download(shown[-1], artist.server.base / "drawn.png")).convert("RGB")

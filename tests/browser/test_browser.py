@@ -15,7 +15,7 @@ from dreamcache.dreamcache_core.training.checkpoints import newest_checkpoint
 from harness.comfyui_server import ComfyUIServer
 from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
 from harness.newcomer import Newcomer, by_menu
-from harness.workflow_prompt import OWN_ATTENTION, load_prompt
+from harness.workflow_prompt import DEMO, OWN_ATTENTION, load_prompt
 from playwright.sync_api import expect
 from support.graph import TRIPLETS, adapter_file, triplets_folder
 
@@ -123,6 +123,8 @@ def test_the_template_browser_opens_the_workflow(server: ComfyUIServer, front_en
     page = front_end.page
     page.get_by_role("button", name="Templates").click()
     page.get_by_role("dialog").get_by_text("DreamCache", exact=True).click()
+    cards = page.get_by_test_id(re.compile("^template-workflow-"))
+    expect(cards.first).to_have_attribute("data-testid", f"template-workflow-{DEMO.stem}")
     card = page.get_by_test_id(f"template-workflow-{WORKFLOWS[name].stem}")
     card.scroll_into_view_if_needed()
     # Its own thumbnail, which is fetched; the front end has a picture for templates that have none.
@@ -193,6 +195,8 @@ def test_three_clicks_from_an_empty_canvas_draw_the_demos_picture(front_end: Fro
     newcomer = Newcomer(front_end)
     by_menu(newcomer)
     assert (newcomer.clicks, newcomer.scrolls) == (3, 0)
+    # Encode Reference shows what it has encoded.
+    assert front_end.page.locator(".dreamcache-note img").evaluate("image => image.decode().then(() => image.width)")
 
 
 def test_a_number_beside_run_makes_as_many_triplets_of_other_prompts(
