@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import DreamCacheError
-from ..io.pickle_file import read_pickle
-from ..io.tensor_file import read_tensors
+from ..io.pickle_file import open_pickle
+from ..io.tensor_file import open_tensors
 from ..reference.image import resize
 
 _HEAD_CHANNELS = 64
@@ -99,12 +98,8 @@ def load_vision_transformer(path: Path) -> VisionTransformer | None:
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    if path.suffix in (".safetensors", ".sft"):
-        return read_tensors(path)[1]
-    tensors = read_pickle(path)
-    if tensors is None:
-        raise DreamCacheError(f"{path.name} cannot be read because it contains more than tensors: choose another file.")
-    return tensors
+    with open_tensors(path) if path.suffix in (".safetensors", ".sft") else open_pickle(path) as file:
+        return file.read()
 
 
 def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

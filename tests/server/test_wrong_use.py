@@ -142,12 +142,12 @@ def write_a_number(path: Path) -> None:
         (write_half_a_safetensors, "safetensors", "download it again"),
         (write_half_a_pickle, "pt", "download it again"),
         (write_text, "safetensors", "download it again"),
-        (write_text, "pt", "was not opened because it contains more than tensors"),
+        (write_text, "pt", "download it again"),
         (write_nothing, "safetensors", "download it again"),
         (write_nothing, "pt", "download it again"),
         (write_code, "pt", "was not opened because it contains more than tensors"),
         (write_bare_code, "pt", "was not opened because it contains more than tensors"),
-        (write_a_number, "pt", "is not a DreamCache adapter"),
+        (write_a_number, "pt", "contains other things than tensors"),
     ],
 )
 def test_files_that_are_no_adapter(server, write: Callable[[Path], None], suffix: str, words: str) -> None:
