@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +235,11 @@ def test_the_server_refuses_values_out_of_range(server, settings: dict[str, floa
     scene = Scene(server)
     with pytest.raises(WorkflowError, match=r"ApplyDreamCache: Value -?[\d.]+ (bigger|smaller) than (max|min) of"):
         scene.sample(scene.apply(scene.model, **settings))
+
+
+def test_nan_is_refused_though_it_passes_all_limits(server) -> None:
+    message = failure_to_draw(Scene(server), strength=math.nan)
+    assert message.endswith("strength of Apply DreamCache is nan: enter a number, or connect another node.")
 
 
 def test_a_range_that_ends_before_it_begins_is_said_on_the_node(server) -> None:
