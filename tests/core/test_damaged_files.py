@@ -9,7 +9,6 @@ import io
 import json
 import pickle
 import resource
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import describe_adapter, load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
 from dreamcache.dreamcache_core.io import file_state
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.io.disk_cache import DiskCache
@@ -36,6 +36,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from support.damage import (
     RunsCode,
+    attack,
     damage_bytes,
     damage_json,
     damage_tensor_file,
@@ -46,8 +47,6 @@ from support.damage import (
 )
 
 MEMORY = 2**30
-SECONDS = 10
-"""Of the processor's time that a file may take: far more than it needs, and less than for ever."""
 
 LAYERS = (TransformerLayer("middle_block.1", 64, 1), TransformerLayer("output_blocks.4.1", 64, 1))
 
@@ -66,27 +65,6 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def count(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--damaged-files")
-
-
-def attack(count: int, seed: str, path: Path, damage: Callable[[Random], bytes], read: Callable[[], None]) -> None:
-    """Write `count` damaged files to `path`, and read each."""
-
-    def too_long(*_: object) -> None:
-        raise TimeoutError(f"{SECONDS} s of the processor's time")
-
-    before = signal.signal(signal.SIGPROF, too_long)
-    try:
-        for number in range(count):
-            path.write_bytes(damage(Random(f"{seed}/{number}")))
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            try:
-                read()
-            except Exception as error:
-                raise AssertionError(f"file {number} of {seed}") from error
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-    finally:
-        signal.signal(signal.SIGPROF, before)
 
 
 def check_same_verdict(described: str | None, loaded: str | None, *of_values: str) -> None:
@@ -242,6 +220,24 @@ def test_a_reference_is_described_as_it_loads_and_then_computes(version: int, co
                 file.references.bias(layer.name)
 
     attack(count, f"reference {version}", path, lambda random: damage_tensor_file(sound, random), read)
+
+
+def test_a_damaged_dino_is_refused_or_embeds(count: int, tmp_path: Path) -> None:
+    path, image = tmp_path / "dino.safetensors", torch.zeros(1, 32, 32, 3)
+    # Its own names are read like those of its authors.
+    save_file(VisionTransformer(64, 1, 64, 16, 32).state_dict(), path)
+    sound = path.read_bytes()
+    assert load_vision_transformer(path)
+
+    def read() -> None:
+        def load() -> None:
+            network = load_vision_transformer(path)
+            assert network is None or network(network.preprocess(image)).shape == (1, network.class_token.shape[2])
+
+        problem = verdict(load)
+        assert problem is None or path.name in problem
+
+    attack(count, "DINO", path, lambda random: damage_tensor_file(sound, random), read)
 
 
 def test_the_family_of_a_damaged_checkpoint_is_a_text_or_unknown(count: int, tmp_path: Path) -> None:

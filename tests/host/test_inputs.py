@@ -142,6 +142,6 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     assert refusal("folder.safetensors").startswith("…/folder.safetensors cannot be read: it is a folder, not a file")
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
-    assert refusal("damaged.safetensors").startswith("ComfyUI cannot load …/damaged.safetensors: ")
+    assert refusal("damaged.safetensors").startswith("damaged.safetensors cannot be loaded as a checkpoint, because")
     safetensors.torch.save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert refusal("other.safetensors").startswith("ComfyUI cannot load …/other.safetensors: ")
+    assert refusal("other.safetensors").startswith("other.safetensors cannot be loaded as a checkpoint, because")
