@@ -62,6 +62,7 @@ def test_a_config_overrides_a_recipe_and_the_command_line_overrides_both(command
         (["--batch", "0"], None, "batch is 0: give a whole number of at least 1"),
         (["--held-out", "-1"], None, "held_out is -1: give a whole number of at least 0"),
         (["--learning-rate", "nan"], None, "learning_rate is nan: give a number of at least 0"),
+        (["--subject-only", "1.5"], None, "subject_only is 1.5: give a number of 0 to 1"),
         (["--resolution", "100"], None, "the resolution 100 is not a multiple of 8: use 96"),
         (["--checkpoint", "gone.safetensors"], None, "gone.safetensors is not there: give the file of a base model"),
         ([], {"steps": 4.5}, "steps is 4.5: give a whole number of at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +14,18 @@ import pytest
 import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_api.latest._input.curve_types import LinearCurve
+from dreamcache import DreamCacheExtension
+from dreamcache.dreamcache_core.adapter.file import SUFFIXES
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.nodes.host.base_model import load_checkpoint, loras_of
+from dreamcache.nodes.host.folders import ADAPTERS, REFERENCES, register_models_folder
 from dreamcache.nodes.host.generation import generate
 from dreamcache.nodes.host.inputs import as_region, fit_masks, to_rgb
 from dreamcache.nodes.host.reference import encode_reference
+from dreamcache.nodes.strengths import DreamCacheStrengths
 from support.miniature import models
 
 NAN, INFINITE = math.nan, math.inf
@@ -54,6 +61,26 @@ def test_nan_in_what_is_connected_is_named(encode: Callable, value: float) -> No
         encode(IMAGE, spoiled(MASK, value))
     with pytest.raises(DreamCacheError, match="The region contains NaN or infinity: change the node that makes"):
         as_region(spoiled(MASK, value))
+
+
+def test_every_node_refuses_nan_for_a_number() -> None:
+    register_models_folder(ADAPTERS, SUFFIXES)
+    register_models_folder(REFERENCES, SUFFIXES)
+    refused = 0
+    for node in asyncio.run(DreamCacheExtension().get_node_list()):
+        for of_node in node.GET_SCHEMA().inputs:
+            if isinstance(of_node, io.Float.Input):
+                sentence = f"^{of_node.id} of {node.GET_SCHEMA().display_name} is nan: enter a number, "
+                with pytest.raises(DreamCacheError, match=sentence):
+                    node.execute(**{of_node.id: NAN})
+                refused += 1
+    assert refused > 10
+
+
+def test_nan_in_a_curve_is_named() -> None:
+    curve = LinearCurve([(0.0, NAN), (1.0, 1.0)])
+    with pytest.raises(DreamCacheError, match="The curve contains NaN or infinity: draw another"):
+        DreamCacheStrengths.execute(1.0, 1.0, 1.0, 1.0, "constant", "", curve)
 
 
 def test_a_vae_that_overflows_is_named() -> None:
@@ -115,6 +142,6 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     assert refusal("folder.safetensors").startswith("…/folder.safetensors cannot be read: it is a folder, not a file")
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
-    assert refusal("damaged.safetensors").startswith("ComfyUI cannot load …/damaged.safetensors: ")
+    assert refusal("damaged.safetensors").startswith("damaged.safetensors cannot be loaded as a checkpoint, because")
     safetensors.torch.save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert refusal("other.safetensors").startswith("ComfyUI cannot load …/other.safetensors: ")
+    assert refusal("other.safetensors").startswith("other.safetensors cannot be loaded as a checkpoint, because")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pickle
 import shutil
 import urllib.request
 from pathlib import Path
@@ -67,8 +68,8 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUISer
     for number, header in enumerate(["[]", '{"base_model": "SD1.x", "layers": [{"width": 3}]}', "{}"]):
         metadata = {"format": "dreamcache.adapter", "version": "1", "header": header}
         save_file({"a": torch.zeros(1)}, folder / f"header{number}.safetensors", metadata)
-    # If it were opened, it would be reported as damaged.
-    (folder / "authors.pt").write_bytes(b"nothing")
+    (folder / "nothing.pt").write_bytes(b"nothing")
+    (folder / "code.pt").write_bytes(pickle.dumps(print))
     try:
         _, listed = ask(server, "/dreamcache/adapters")
         odd = {name.removeprefix("odd/"): listed[name] for name in listed if name.startswith("odd/")}
@@ -77,8 +78,8 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUISer
         assert "is a LoRA" in odd["lora.safetensors"]["problem"]
         for number in range(3):
             assert "has a damaged header" in odd[f"header{number}.safetensors"]["problem"]
-        assert odd["authors.pt"]["format"] == ".pt, the authors' format, not opened"
-        assert odd["authors.pt"]["problem"] is None
+        assert "is damaged or incomplete" in odd["nothing.pt"]["problem"]
+        assert "was not opened because it contains more than tensors" in odd["code.pt"]["problem"]
 
         shutil.copyfile(good, folder / "cut.safetensors")
         assert ask(server, "/dreamcache/adapters/odd/cut.safetensors")[1]["problem"] is None
