@@ -107,7 +107,7 @@ def _network_of(shapes: Mapping[str, torch.Size]) -> VisionTransformer | None:
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    with open_tensors(path) if path.suffix in (".safetensors", ".sft") else open_pickle(path) as file:
+    with open_tensors(path) if path.suffix.lower() in (".safetensors", ".sft") else open_pickle(path) as file:
         return file.read()
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from typing import Any
 
 import torch
 
+from ..errors import DreamCacheError
 from ..generation import GenerationSettings
+from ..io.json_fields import MalformedError, parse_json
 from ..io.names import path_option
+from ..io.text import read_text
 from ..unet import PIXELS_PER_LATENT
 from .recipes import RECIPES
 from .settings import CACHE_PRECISIONS, PRECISIONS, STARTS, TrainingSettings
@@ -46,10 +48,12 @@ def read_options() -> argparse.Namespace:
 def _read_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
     path = options.config
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
         if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
+            raise MalformedError("it is no JSON object")
+    except DreamCacheError as error:
+        parser.error(str(error))
+    except MalformedError as error:
         parser.error(f"{path} can't be read as a JSON object of settings: {error}")
     unknown = config.keys() - vars(options).keys()
     if unknown:

@@ -24,6 +24,8 @@ from ...dreamcache_core.io.tensor_file import name_and_hash
 from .loading import check_complete, loading
 
 _HEAD_CHANNELS = 64
+# ComfyUI also returns what the last layer but one gives.
+_FEWEST_LAYERS = 2
 # ComfyUI's model_type → name of the network, of those that embed a whole image.
 _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
 _ADVICE = "use a file with a complete CLIP, such as OpenAI's clip-vit-large-patch14, for both"
@@ -199,10 +201,13 @@ def _load_other_clip_vision(tensors: dict[str, torch.Tensor]) -> ClipVisionModel
     if patches is None or projection is None:
         return None
     width, _, patch, _ = patches.shape
+    config = _size_config(tensors, "vision_model", width)
+    if config["num_hidden_layers"] < _FEWEST_LAYERS:
+        return None
     positions = tensors["vision_model.embeddings.position_embedding.weight"]
     clip_vision = ClipVisionModel(
         {
-            **_size_config(tensors, "vision_model", width),
+            **config,
             "model_type": "clip_vision_model",
             "hidden_act": "quick_gelu",
             "num_channels": 3,
@@ -217,12 +222,12 @@ def _load_other_clip_vision(tensors: dict[str, torch.Tensor]) -> ClipVisionModel
 
 def _size_config(tensors: dict[str, torch.Tensor], encoder: str, width: int) -> dict[str, int]:
     """The size entries of an encoder's configuration. `encoder`: prefix of its tensors. `width`: channels."""
+    # Also those that lack some of their weights, which `check_complete` then names.
+    layers = {name.split(".")[3] for name in tensors if name.startswith(f"{encoder}.encoder.layers.")}
     return {
         "hidden_size": width,
         "num_attention_heads": width // _HEAD_CHANNELS,
-        "num_hidden_layers": sum(
-            name.startswith(f"{encoder}.") and name.endswith(".layer_norm1.weight") for name in tensors
-        ),
+        "num_hidden_layers": len(layers),
         "intermediate_size": len(tensors[f"{encoder}.encoder.layers.0.mlp.fc1.weight"]),
     }
 

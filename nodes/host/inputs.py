@@ -72,7 +72,7 @@ def check_numbers(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     def execute_checked(cls: type[io.ComfyNode], *arguments: Any, **inputs: Any) -> Any:
         for of_node, value in inputs.items():
             if isinstance(value, float) and not math.isfinite(value):
-                name = cls.GET_SCHEMA().display_name
+                name = node.GET_SCHEMA().display_name
                 raise DreamCacheError(f"{of_node} of {name} is {value}: enter a number, or connect another node.")
         return execute.__func__(cls, *arguments, **inputs)
 

@@ -31,6 +31,7 @@ from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.triplet_files import find_triplets
+from dreamcache.dreamcache_core.training.validation import Validation
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from PIL import Image
 from safetensors.torch import save_file
@@ -359,6 +360,20 @@ def test_damaged_state_of_a_training_does_not_end_it(count: int, tmp_path: Path)
         assert len(TrainingFolder(tmp_path).losses()) == 3 and before >= 0
 
     attack(count, "losses", losses, lambda random: damage_bytes(b"0.5\n0.25\n0.125\n", random), read_losses)
+
+    validation, lines = Validation(2, 0.5, 0.75, 1.0, 0.01), tmp_path / "validations.jsonl"
+
+    def damage_line(random: Random) -> bytes:
+        line = dump_json(damage_json(validation.to_json(), random), random)
+        return damage_bytes(f"{line}\n".encode(errors="surrogatepass") * 2, random)
+
+    def read_validations() -> None:
+        kept = TrainingFolder(tmp_path).validations(3)
+        assert all(isinstance(each.gap, float) and each.step <= 3 for each in kept)
+        TrainingFolder(tmp_path).keep_validations(kept)
+        assert TrainingFolder(tmp_path).validations() == kept
+
+    attack(count, "validations", lines, damage_line, read_validations)
 
 
 def test_a_damaged_encoding_is_made_again(count: int, tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ def test_a_mask_of_another_shape_is_refused_with_both_sizes(encode: Callable) ->
 def test_a_grey_mask_is_said_to_be_grey(encode: Callable) -> None:
     with pytest.raises(DreamCacheError, match="Mask 1 is at most 40% white, so there is no subject to encode"):
         encode(IMAGE, 0.4 * MASK)
+    # As ComfyUI's Load Image makes of one of labels, 0 and 1.
+    with pytest.raises(DreamCacheError, match=r"Mask 1 is at most 0\.4% white, so there is no subject to encode"):
+        encode(IMAGE, MASK / 255)
 
 
 def with_lora(model: ModelPatcher, seed: int = models.SEED, strength: float = 1.0) -> ModelPatcher:

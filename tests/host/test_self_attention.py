@@ -327,6 +327,10 @@ def test_a_cache_that_cannot_be_encoded_again_is_refused(setting: Setting, tmp_p
     for cache in (old, loaded):
         with pytest.raises(DreamCacheError, match="holds features of one timestep, which only trained adapters use"):
             setting.injected(cache)
+    (given,) = batch.caching_inputs
+    narrow = ReferenceCache((replace(batch, caching_inputs=(replace(given, context=given.context[..., :-1]),)),))
+    with pytest.raises(DreamCacheError, match="The empty prompt in the reference cache is not one that a U-Net of"):
+        setting.injected(narrow)
     with pytest.raises(DreamCacheError, match="was encoded with"):
         inject(models.unet_patcher("sd21"), Injection(OWN, setting.cache()))
     with pytest.raises(DreamCacheError, match=r"load a checkpoint of SD1\.x, SD2\.x or SDXL"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import pickle
@@ -28,7 +29,7 @@ from harness.comfyui_server import ComfyUIServer
 from harness.workflow_prompt import OWN_ATTENTION
 from PIL import Image
 from safetensors.torch import save_file
-from support.damage import damage_tensor_file
+from support.damage import damage_tensor_file, damage_zip
 from support.graph import adapter_file
 
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
@@ -203,6 +204,10 @@ def test_no_file_empties_a_list_and_no_request_gets_a_raw_error(server: ComfyUIS
         for number in range(60):
             (folders[route] / f"{number}.safetensors").write_bytes(damage_tensor_file(content, random))
         (folders[route] / "circle.safetensors").symlink_to("circle.safetensors")
+    pickled = io.BytesIO()
+    torch.save({"weight": torch.ones(20, 20)}, pickled)
+    for number in range(20):
+        (folders["adapters"] / f"{number}.pt").write_bytes(damage_zip(pickled.getvalue(), random))
     training = server.base / "output" / "dreamcache_training" / "hostile"
     (training / "samples" / "step_000000001.png").mkdir(parents=True)
     (training / "losses.txt").write_bytes(random.randbytes(1000))
