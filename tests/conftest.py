@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,10 @@ def server():
     from harness.comfyui_server import ComfyUIServer
 
     packs = {"dreamcache": ROOT, "miniature": ROOT / "tests" / "support" / "miniature"}
-    made = environment.ensure()
-    front_end = os.environ.get("FRONT_END_ROOT")
-    arguments = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]
-    with ComfyUIServer(made, packs=packs, arguments=arguments) as running:
+    made, front_end = environment.ensure(), os.environ.get("FRONT_END_ROOT")
+    if front_end:
+        made = replace(made, front_end=Path(front_end))
+    with ComfyUIServer(made, packs=packs) as running:
         running.upload_image(made.comfyui / "input" / "example.png")
         yield running
 

@@ -2,7 +2,7 @@
 
 import { app } from '../../scripts/app.js'
 import { adapterLoader } from './js/adapter_loader.js'
-import { buildBasicGraph } from './js/basic_graph.js'
+import { COMMANDS } from './js/commands.js'
 import { connectDropped, forgetDrop, watchDrops } from './js/drop.js'
 import { ENCODE, showEncoded } from './js/encode_reference.js'
 import { replaceInName } from './js/file_name.js'
@@ -10,6 +10,7 @@ import { checkFitAgain, watchFit } from './js/fit.js'
 import { clearProgressText } from './js/progress_text.js'
 import { referenceLoader } from './js/reference_loader.js'
 import { EDITORS, SETTINGS, setting } from './js/settings.js'
+import { makeRoomForSheet } from './js/sheet.js'
 import { widen } from './js/sizes.js'
 import { paintSlots } from './js/slot_colours.js'
 import { addStrengthsEditor, STRENGTHS } from './js/strengths_editor.js'
@@ -20,14 +21,8 @@ const describeFiles = () => Promise.all([adapterLoader.describe(), referenceLoad
 
 app.registerExtension({
     name: 'DreamCache',
-    commands: [
-        {
-            id: 'DreamCache.BuildBasicGraph',
-            label: 'DreamCache: build the basic graph here',
-            icon: 'pi pi-sitemap',
-            function: buildBasicGraph,
-        },
-    ],
+    commands: COMMANDS,
+    menuCommands: [{ path: ['DreamCache'], commands: COMMANDS.map(({ id }) => id) }],
     settings: SETTINGS,
     async init() {
         await loadWords()
@@ -56,5 +51,6 @@ app.registerExtension({
         else if (type === ENCODE) showEncoded(node)
         else connectDropped(node)
         if (type.includes('DreamCache')) widen(node)
+        makeRoomForSheet(node)
     },
 })

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 
 from ...dreamcache_core.adapter.network import Adapter
-from ...dreamcache_core.figures.contact_sheet import contact_sheet
+from ...dreamcache_core.figures.sample_sheet import sample_tiles
 from ...dreamcache_core.generation import GenerationSettings
 from ...dreamcache_core.io.images import planar, to_image
 from ...dreamcache_core.reference.cache import ReferenceCache
@@ -127,7 +127,7 @@ def generate(
 
 @dataclass(frozen=True, eq=False)
 class SampleSheet:
-    """A contact sheet of a training's samples: the same prompts, references and noise each time it is generated.
+    """A sheet of a training's samples: the same prompts, references and noise each time it is generated.
 
     `references`: one for each prompt, (height, width, 3), 0…1.
     """
@@ -140,7 +140,7 @@ class SampleSheet:
     settings: GenerationSettings
 
     def generate(self, adapter: Adapter, label: str) -> Image.Image:
-        """The sheet with an adapter in training. `label`: of the column of generated images."""
+        """Each reference, under its prompt, beside the image of an adapter in training. `label`: of these images."""
         generated = generate_samples(
             self.model,
             self.clip,
@@ -150,10 +150,8 @@ class SampleSheet:
             self.references,
             self.settings,
         )
-        rows = [
-            (to_image(reference), to_image(image)) for reference, image in zip(self.references, generated, strict=True)
-        ]
-        return contact_sheet(rows, self.prompts, ["reference", label])
+        references, images = map(to_image, self.references), map(to_image, generated)
+        return sample_tiles(self.prompts, references, images, label).draw()
 
 
 def _encode(clip: comfy.sd.CLIP, prompt: str) -> list:

@@ -23,7 +23,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,10 @@ from ...dreamcache_core.reference.file import ReferenceDescription, describe_ref
 from ...dreamcache_core.training.output_folder import TrainingFolder
 from .adapters import SELF_ATTENTION
 from .folders import ADAPTERS, REFERENCES, import_file, is_inside, trainings_folder
-from .templates import add_template_routes
+from .templates import Handler, add_template_routes, sort_templates
 
 PREFIX = "/dreamcache"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,6 +55,7 @@ def register_routes() -> None:
 
     if hasattr(PromptServer, "instance"):
         add_routes(PromptServer.instance.routes)
+        PromptServer.instance.app.middlewares.append(sort_templates)
 
 
 def add_routes(server: web.RouteTableDef) -> None:

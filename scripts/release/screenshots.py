@@ -34,15 +34,22 @@ from PIL import Image  # noqa: E402
 IMAGES = ROOT / "web" / "docs" / "images"
 CLOSE_UPS = {
     "dreamcache_basic": {
-        "DreamCacheEncodeReference": "encode_reference.png",
         "DreamCacheAdapterLoader": "adapter_loader.png",
         "ApplyDreamCache": "apply.png",
     },
-    "dreamcache_make_triplets": {
-        "DreamCachePromptSource": "prompt_source.png",
-        "DreamCacheSaveTriplet": "save_triplet.png",
+    "dreamcache_make_triplets": {"DreamCachePromptSource": "prompt_source.png"},
+}
+# Of nodes that show what they have made, in templates that run on the demo model.
+AFTER_A_RUN = {
+    "dreamcache_demo_save_reference": {
+        "DreamCacheEncodeReference": "encode_reference.png",
+        "DreamCachePreviewReferenceCache": "preview_reference_cache.png",
+        "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     },
-    "dreamcache_train_adapter": {
+    "dreamcache_demo_attention": {"DreamCachePreviewAttention": "preview_attention.png"},
+    "dreamcache_demo_compare": {"DreamCacheCompare": "compare.png"},
+    "dreamcache_demo_train_adapter": {
+        "DreamCacheSaveTriplet": "save_triplet.png",
         "DreamCacheTrainAdapter": "train_adapter.png",
         "DreamCacheSaveAdapter": "save_adapter.png",
     },
@@ -55,23 +62,23 @@ ALONE = {
     "DreamCacheGuider": "guider.png",
     "DreamCacheOneNode": "one_node.png",
     "DreamCacheCombineReferences": "combine_references.png",
-    "DreamCacheSaveReferenceCache": "save_reference_cache.png",
     "DreamCacheLoadReferenceCache": "load_reference_cache.png",
-    "DreamCachePreviewReferenceCache": "preview_reference_cache.png",
-    "DreamCachePreviewAttention": "preview_attention.png",
-    "DreamCacheCompare": "compare.png",
 }
 # Of SD1.x, as Adapter Loader tells of them.
 WIDTHS = {"middle_block.1": 1280, "output_blocks.4.1": 1280}
 WIDTHS |= {"output_blocks.6.1": 640, "output_blocks.8.1": 640, "output_blocks.10.1": 320}
 LAYERS = [TransformerLayer(name, width, heads=8) for name, width in WIDTHS.items()]
 README_WIDTH = 1400
+COLOURS = 128
+"""Of a picture, which is a third as large for that."""
+WIDE = 600
+"""Pixels up to which a close-up is larger than its node."""
 CAPTURE_SIZE = (900, 680)
 MARGIN = 12
 
 
 def main() -> None:
-    parts = {"workflows": take_workflows, "nodes": take_nodes, "capture": take_capture}
+    parts = {"workflows": take_workflows, "results": take_results, "nodes": take_nodes, "capture": take_capture}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(parts), help="which to make, of: " + ", ".join(parts))
     wanted = parser.parse_args().parts
@@ -91,10 +98,21 @@ def take_workflows(server: ComfyUIServer) -> None:
             workflow = json.loads(WORKFLOWS[name].read_text(encoding="utf-8"))
             front_end.load(workflow)
             front_end.hide_menus()
-            front_end.show_output("DreamCacheSaveTriplet", PHOTOGRAPH.name)
             if name == "dreamcache_basic":
                 save(front_end.picture(graph_box(workflow), README_WIDTH), IMAGES / "basic.png")
             for class_type, file in CLOSE_UPS[name].items():
+                take_close_up(front_end, class_type, IMAGES / file)
+
+
+def take_results(server: ComfyUIServer) -> None:
+    for name, close_ups in AFTER_A_RUN.items():
+        with open_front_end(server) as front_end:
+            front_end.load(json.loads(WORKFLOWS[name].read_text(encoding="utf-8")))
+            front_end.hide_menus()
+            front_end.page.evaluate("app.queuePrompt(0)")
+            server.wait_until_idle(600)
+            for class_type, file in close_ups.items():
+                front_end.page.wait_for_load_state("networkidle")
                 take_close_up(front_end, class_type, IMAGES / file)
 
 
@@ -163,9 +181,9 @@ def reference() -> ReferenceCache:
 
 
 def take_close_up(front_end: FrontEnd, class_type: str, path: Path) -> None:
-    """A node at one and a half of its size, with as much around it as shows what is connected to it."""
+    """A node with as much around it as shows what is connected to it, larger than it is unless it is wide."""
     box = grown(front_end.box(class_type), 30)
-    save(front_end.picture(box, round(1.5 * box[2])), path)
+    save(front_end.picture(box, min(round(1.5 * box[2]), max(round(box[2]), WIDE))), path)
 
 
 def graph_box(workflow: Workflow) -> Box:
@@ -182,7 +200,7 @@ def grown(box: Box, margin: float) -> Box:
 
 
 def save(picture: bytes, path: Path) -> None:
-    Image.open(io.BytesIO(picture)).convert("RGB").save(path, optimize=True, quality=88)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     print(path.relative_to(ROOT))
 
 

@@ -7,6 +7,8 @@ names of templates, only these. Pictures in a lower corner are the references.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -176,14 +178,17 @@ def trained(artist: Artist) -> Image.Image:
 
 
 def shown_by(class_type: str, template: str) -> Callable[[Artist], Image.Image]:
-    """What the last node of a class shows when the template itself is run."""
+    """What the last node of a class shows when the template is run: a sheet, or a picture with its references."""
 
     def draw(artist: Artist) -> Image.Image:
         prompt = load_prompt(WORKFLOWS[template], artist.server.object_info())
         outputs = artist.server.run(prompt).outputs
         shown = [outputs[number]["images"][-1] for number, node in prompt.items() if node["class_type"] == class_type]
         picture = Image.open(artist.server.download(shown[-1], artist.server.base / "drawn.png")).convert("RGB")
-        return ImageOps.pad(picture, (SIDE, SIDE), Image.Resampling.LANCZOS, "white")
+        square = ImageOps.pad(picture, (SIDE, SIDE), Image.Resampling.LANCZOS, "white")
+        encoded = [jpeg for output in outputs.values() for jpeg in output.get("dreamcache_thumbnails", [])]
+        references = [Image.open(io.BytesIO(base64.b64decode(jpeg))).convert("RGB") for jpeg in encoded]
+        return with_insets(square, references or [paper(DEMO)]) if class_type == "SaveImage" else square
 
     return draw
 

@@ -14,6 +14,7 @@ import pytest
 from dreamcache.dreamcache_core.training.checkpoints import newest_checkpoint
 from harness.comfyui_server import ComfyUIServer
 from harness.front_end import ADAPTER, WORKFLOWS, Box, FrontEnd, Workflow, open_front_end, place_models
+from harness.newcomer import Newcomer, by_menu
 from harness.workflow_prompt import OWN_ATTENTION, load_prompt
 from playwright.sync_api import expect
 from support.graph import TRIPLETS, adapter_file, triplets_folder
@@ -188,6 +189,12 @@ def test_run_shows_a_picture(front_end: FrontEnd) -> None:
     front_end.page.wait_for_function("app.graph.findNodesByType('SaveImage')[0].imgs?.[0]?.naturalWidth === 128")
 
 
+def test_three_clicks_from_an_empty_canvas_draw_the_demos_picture(front_end: FrontEnd) -> None:
+    newcomer = Newcomer(front_end)
+    by_menu(newcomer)
+    assert (newcomer.clicks, newcomer.scrolls) == (3, 0)
+
+
 def test_a_number_beside_run_makes_as_many_triplets_of_other_prompts(
     server: ComfyUIServer, front_end: FrontEnd
 ) -> None:
@@ -229,12 +236,14 @@ def test_training_shows_its_loss_and_samples_while_it_runs_and_after_a_reload_an
         expect(samples).to_have_attribute("src", re.compile("/dreamcache/samples/"), timeout=180_000)
         assert samples.evaluate("image => image.decode().then(() => image.naturalWidth)")
         assert page.evaluate(f"{node}.progress") > 0
-        expect(page.get_by_text(re.compile(r"step \d+ of 10,000, .* left"))).to_be_visible()
+        progress = page.get_by_text(re.compile(r"step \d+ of 10,000, .* left"))
+        expect(progress).to_be_visible()
         front_end.reload()
         seen(after=seen(after=2))
         # The front end's button for it is grey after a reload; its keys do the same.
         page.keyboard.press("Control+Alt+Enter")
         server.wait_until_idle()
+        expect(progress).to_be_hidden()
     finally:
         server.interrupt()  # If it failed: all tests after this one would wait.
     assert newest_checkpoint(server.base / "output" / "dreamcache_training" / "watched")

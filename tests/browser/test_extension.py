@@ -13,6 +13,12 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.dreamcache_core.figures.attention_sheet import CAPTION as ATTENTION_CAPTION
+from dreamcache.dreamcache_core.figures.attention_sheet import SIDE as ATTENTION_SIDE
+from dreamcache.dreamcache_core.figures.reference_sheet import CAPTION as REFERENCE_CAPTION
+from dreamcache.dreamcache_core.figures.reference_sheet import COLUMNS
+from dreamcache.dreamcache_core.figures.sample_sheet import sample_tiles
+from dreamcache.dreamcache_core.figures.tile_sheet import Section, Tile, TileSheet
 from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.file import save_references
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
@@ -30,6 +36,8 @@ BROKEN = "a_broken_file.safetensors"
 SDXL = "sdxl.safetensors"
 LOADER, APPLY, ENCODE = "DreamCacheAdapterLoader", "ApplyDreamCache", "DreamCacheEncodeReference"
 ONE_NODE = "DreamCacheOneNode"
+MESSAGES = ("absent", "put_adapter", "own_attention")
+"""What a loader says instead of what its file is."""
 REFERENCE_LOADER, STRENGTHS, TRAIN = "DreamCacheLoadReferenceCache", "DreamCacheStrengths", "DreamCacheTrainAdapter"
 
 
@@ -114,6 +122,9 @@ def test_the_one_node_says_what_its_file_is_and_warns_of_a_misfit(front_end: Fro
     page.evaluate(script, [ONE_NODE, SDXL])
     expect(page.get_by_text(f"{ADAPTER} was trained for SD1.x, but {SDXL} is SDXL")).to_be_visible()
     expect(facts).to_be_visible()
+    # Both have room for the longest that they can say, in every language.
+    assert page.locator(".dreamcache-note:not(.dreamcache-problem)").evaluate(_CUT, list(MESSAGES)) == []
+    assert page.locator(".dreamcache-problem").evaluate(_CUT, ["misfit"]) == []
 
 
 def test_a_server_that_is_slow_or_gone_leaves_a_working_node(front_end: FrontEnd) -> None:
@@ -220,12 +231,32 @@ def test_strengths_are_drawn_and_undone_and_copied_and_reloaded_and_go_into_a_su
     def drawn() -> dict[str, Any]:
         return front_end.prompt()["1"]["inputs"]
 
+    # One sees all of them, and Tab comes to them from left to right.
+    places = editor.get_by_role("slider").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect()).map(({ left, right }) => [left, right])"
+    )
+    assert places == sorted(places)
+    right_end = editor.locator("svg").evaluate("picture => picture.getBoundingClientRect().right")
+    assert places[-1][1] <= right_end
+    is_hidden = "app.graph.nodes[0].widgets.find((widget) => widget.name === 'values').hidden"
+    assert page.evaluate(is_hidden)
+    # What comes in by a link isn't drawn here.
+    front_end.add("PrimitiveFloat", (100, 200))
+    page.evaluate("app.graph.nodes[1].connect(0, app.graph.nodes[0], 'fine')")
+    linked = editor.get_by_role("slider", name="fine: from the connected input")
+    expect(linked).to_have_attribute("aria-disabled", "true")
+    linked.press("PageUp")
+    page.evaluate("app.graph.remove(app.graph.nodes[1])")
+    expect(editor.get_by_role("slider", name="fine")).to_have_attribute("aria-disabled", "false")
+    assert drawn() == before
+
     points.nth(1).hover()  # Which waits until it has come to its place.
     point = points.nth(1).bounding_box()
     assert point
     start = (point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     front_end.drag(start, (start[0], start[1] - 200))
     assert drawn() == {**before, "over_sampling": "list", "values": "1, 2, 1, 1, 1"}
+    assert not page.evaluate(is_hidden)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Home")
@@ -284,41 +315,68 @@ def test_dates_and_other_nodes_widgets_are_put_into_the_names_of_saved_files(fro
     assert kept.count(typed) == len(saving)
 
 
-def test_a_list_that_is_none_is_told_and_themes_have_colours_of_their_own(front_end: FrontEnd) -> None:
+def test_what_nodes_say_stands_out_from_its_background_in_light_and_dark_themes(
+    server: ComfyUIServer, front_end: FrontEnd
+) -> None:
     page = front_end.page
-    front_end.add(STRENGTHS, (500, 200))
-    set_values = """values => {
-        const [widget] = app.graph.nodes[0].widgets.filter((one) => one.name === 'values')
-        widget.value = values
-        widget.callback(values)
-        app.graph.nodes[0].widgets[4].value = 'list'
-    }"""
-    page.evaluate(set_values, "1, much")
-    expect(page.locator(".dreamcache-strengths").get_by_role("status")).to_contain_text('"1, much" is not a list')
-    colours = """element => {
-        const { color, backgroundColor } = getComputedStyle(element)
-        return [color, backgroundColor]
-    }"""
-    seen = []
+    _write_training(server, "legible")
+    for class_type, place in ((LOADER, (100, 100)), (LOADER, (450, 100)), (STRENGTHS, (850, 100))):
+        front_end.add(class_type, place)
+    for left in (100, 700):
+        front_end.add(TRAIN, (left, 350))
+    set_widgets = """values => app.graph.nodes.forEach((node, number) => {
+        for (const [name, value] of Object.entries(values[number])) {
+            const widget = node.widgets.find((one) => one.name === name)
+            widget.value = value
+            widget.callback?.(value)
+        }
+    })"""
+    strengths = {"over_sampling": "list", "values": "1, much"}
+    adapters = {"adapter_name": BROKEN}, {"adapter_name": ADAPTER}
+    page.evaluate(set_widgets, [*adapters, strengths, {"name": "legible"}, {"name": "none"}])
+    said = ("is damaged or incomplete", "31,104 parameters", '"1, much" is not a list', "gap 0.5", "Nothing has been")
+    for words in said:
+        expect(page.get_by_text(words)).to_be_visible()
+    grounds = []
     for theme in ("light", "dark"):
         _set(front_end, "Comfy.ColorPalette", theme)
-        seen.append(page.locator(".dreamcache-strengths").evaluate(colours))
-    assert all(light != dark for light, dark in zip(*seen, strict=True))
+        texts = page.evaluate(_CONTRASTS)
+        assert all(any(words in text for text, *_ in texts) for words in said)
+        assert not [(text, contrast) for text, contrast, _ in texts if contrast < 4.5], theme
+        grounds.append({ground for *_, ground in texts})
+    assert not set.intersection(*grounds)
+
+
+def test_letters_of_every_sheet_are_at_least_twelve_pixels_high_on_a_fresh_node(
+    server: ComfyUIServer, front_end: FrontEnd, tmp_path: Path
+) -> None:
+    page = front_end.page
+    page.evaluate(_WATCH_DRAWING)
+    for class_type, sheet in _sheets().items():
+        front_end.load_blank()
+        front_end.add(class_type, (500, 50))
+        picture = sheet.draw()
+        if class_type == TRAIN:
+            picture.save(_write_training(server, "legible") / "samples" / "step_000001500.png")
+            _show_training(front_end, "legible")
+        else:
+            picture.save(tmp_path / f"{class_type}.png")
+            front_end.show_output(class_type, server.upload_image(tmp_path / f"{class_type}.png"))
+        assert page.evaluate("app.canvas.ds.scale") == 1
+        page.wait_for_function(
+            f"([type, ...sheet]) => {_LETTERS_ON_SCREEN}(...sheet) >= 12",
+            arg=[class_type, *picture.size, sheet.letters],
+        )
 
 
 def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_reloaded(
     server: ComfyUIServer, front_end: FrontEnd
 ) -> None:
     page = front_end.page
-    training = server.base / "output" / "dreamcache_training" / "shown"
-    (training / "samples").mkdir(parents=True, exist_ok=True)
-    (training / "losses.txt").write_text("".join(f"{1 + 1 / step:.6g}\n" for step in range(1, 2001)) + "nan\n")
-    Image.new("RGB", (64, 32), "red").save(training / "samples" / "step_000000500.png")
-    (training / "validations.jsonl").write_text(
-        "".join(f'{{"step": {step}, "right": 1, "other": 1.5, "none": 1.2, "error": 0.1}}\n' for step in (500, 1500))
-    )
+    samples = _write_training(server, "shown") / "samples"
+    Image.new("RGB", (64, 32), "red").save(samples / "step_000000500.png")
     front_end.add(TRAIN, (500, 50))
-    page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'shown'; app.graph.nodes[0].widgets[1].callback() }")
+    _show_training(front_end, "shown")
     curve, log = page.locator(".dreamcache-curve"), page.get_by_role("button", name="log", exact=True)
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(page.locator(".dreamcache-training img")).to_have_js_property("naturalWidth", 64)
@@ -341,8 +399,96 @@ def test_a_training_is_shown_and_zoomed_and_keeps_its_scale_when_the_page_is_rel
     expect(curve).to_have_attribute("aria-label", "loss NaN after step 2,001, mean 1.001")
     expect(log).to_have_attribute("aria-pressed", "true")
     log.click()
-    page.evaluate("() => { app.graph.nodes[0].widgets[1].value = 'none'; app.graph.nodes[0].widgets[1].callback() }")
+    _show_training(front_end, "none")
     expect(curve).to_contain_text("Nothing has been trained under this name yet.")
+    for button in page.locator(".dreamcache-training button").all():
+        expect(button).to_be_disabled()
+
+
+_CUT = """async (note, keys) => {
+    const languages = await (await fetch('/i18n')).json()
+    const longest = 'v1-5-pruned-emaonly-fp16.safetensors'
+    const values = { name: longest, adapter: longest, checkpoint: longest, trained: 'SD1.x', model: 'SDXL' }
+    return Object.entries(languages).flatMap(([language, { dreamcache: words }]) => keys.filter((key) => {
+        note.textContent = words[key].replace(/\\{(\\w+)\\}/g, (_, value) => values[value])
+        return note.scrollHeight > note.clientHeight
+    }).map((key) => [language, key]))
+}"""
+"""The languages and messages that a note has no room for."""
+_CONTRASTS = """() => {
+    const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true })
+    const mix = (colours) => {
+        for (const colour of colours) {
+            pen.fillStyle = colour
+            pen.fillRect(0, 0, 1, 1)
+        }
+        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3)
+    }
+    const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    const luminance = (rgb) => {
+        const [red, green, blue] = rgb.map((part) => linear(part / 255))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    }
+    const isText = ({ nodeType, data }) => nodeType === Node.TEXT_NODE && data.trim()
+    const says = (element) => element.checkVisibility() && !element.disabled && [...element.childNodes].some(isText)
+    return [...document.querySelectorAll('.dreamcache, .dreamcache *')].filter(says).map((element) => {
+        const under = []
+        for (let part = element; part; part = part.parentElement) under.unshift(getComputedStyle(part).backgroundColor)
+        const { color, fill } = getComputedStyle(element)
+        const [ground, text] = [mix(under), mix([...under, element instanceof SVGElement ? fill : color])]
+        const [dark, light] = [luminance(ground), luminance(text)].sort((one, other) => one - other)
+        return [element.textContent, (light + 0.05) / (dark + 0.05), `${ground}`]
+    })
+}"""
+"""Of all that our elements say: the text, its contrast as WCAG defines it, and the colour behind it."""
+_WATCH_DRAWING = """() => {
+    const { drawImage } = CanvasRenderingContext2D.prototype
+    CanvasRenderingContext2D.prototype.drawImage = function (image, ...place) {
+        const width = place.length > 4 ? place[6] : place[2]
+        if (image instanceof HTMLImageElement) window.drawn = [image, width * this.getTransform().a]
+        return drawImage.call(this, image, ...place)
+    }
+}"""
+_LETTERS_ON_SCREEN = """((width, height, letters) => {
+    const isSheet = (image) => image.naturalWidth === width && image.naturalHeight === height
+    const element = [...document.images].find(isSheet)
+    const box = element?.getBoundingClientRect()
+    if (box) return Math.min(box.width / width, box.height / height) * letters
+    app.canvas.setDirty(true, true)
+    const [image, shown] = window.drawn ?? []
+    return image && isSheet(image) ? (shown / width) * letters : 0
+})"""
+"""The size of a sheet's letters on the screen: on an element, or as the canvas has drawn it last."""
+
+
+def _sheets() -> dict[str, TileSheet]:
+    """What nodes show: two references, twelve settings, four samples."""
+    picture = Image.new("RGB", (64, 64))
+    tiles = [Tile("medium\noutput_blocks.8.1", picture)]
+    of_references = [Section("reference 1", tiles * 6)] * 2
+    of_attention = [Section("reference 1, timestep 500: where the image looks", tiles * 5)] * 8
+    return {
+        "DreamCachePreviewReferenceCache": TileSheet(REFERENCE_CAPTION, of_references, COLUMNS),
+        "DreamCachePreviewAttention": TileSheet(ATTENTION_CAPTION, of_attention, 6, ATTENTION_SIDE),
+        "DreamCacheCompare": TileSheet("", [Section("image guidance 2, seed 1", tiles * 3)] * 4, 3),
+        TRAIN: sample_tiles(["a cup on a beach"] * 4, [picture] * 4, [picture] * 4, "step 1,500"),
+    }
+
+
+def _write_training(server: ComfyUIServer, name: str) -> Path:
+    """A training of 2001 steps, the last of which failed, and two validations. Returns its folder."""
+    training = server.base / "output" / "dreamcache_training" / name
+    (training / "samples").mkdir(parents=True, exist_ok=True)
+    (training / "losses.txt").write_text("".join(f"{1 + 1 / step:.6g}\n" for step in range(1, 2001)) + "nan\n")
+    (training / "validations.jsonl").write_text(
+        "".join(f'{{"step": {step}, "right": 1, "other": 1.5, "none": 1.2, "error": 0.1}}\n' for step in (500, 1500))
+    )
+    return training
+
+
+def _show_training(front_end: FrontEnd, name: str) -> None:
+    script = "name => { const [, widget] = app.graph.nodes[0].widgets; widget.value = name; widget.callback() }"
+    front_end.page.evaluate(script, name)
 
 
 def _reference(picture: Image.Image) -> ReferenceCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import torch
 from dreamcache.nodes.host.version_check import OLDEST_COMFYUI
 from harness import environment
 from harness.comfyui_server import ComfyUIServer
-from harness.workflow_prompt import demo_prompt, set_inputs
+from harness.front_end import open_front_end, place_models
+from harness.workflow_prompt import WORKFLOWS, demo_prompt, set_inputs
 from support.graph import Graph, Link, Scene, failure, output, triplets_folder
 from support.miniature import models
 
@@ -54,7 +56,7 @@ def expected(server: ComfyUIServer) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.skipif("COMFYUI_PATH" in os.environ, reason="older ones run on the environment's packages")
 @pytest.mark.parametrize("version", environment.OLDER_COMFYUIS)
-def test_an_older_comfyui_has_every_node_and_draws_the_same(
+def test_an_older_comfyui_has_every_node_and_draws_the_same_and_opens_every_template(
     server: ComfyUIServer, expected: tuple[torch.Tensor, ...], version: str
 ) -> None:
     made = environment.older(version)
@@ -68,6 +70,23 @@ def test_an_older_comfyui_has_every_node_and_draws_the_same(
         own = {"model": other, "clip": output(other, 1), "vae": output(other, 2)}
         message = failure(lambda: scene.sample(scene.apply(scene.model, reference_cache=scene.encode(**own)), steps=1))
         assert "The reference cache was encoded with" in message
+        assert _errors_of_templates(older) == []
+
+
+def _errors_of_templates(server: ComfyUIServer) -> list[str]:
+    """What the console of its own front end says while every template is opened: by the README's link, or as a file."""
+    place_models(server)
+    with open_front_end(server) as front_end:
+        front_end.page.goto(f"{server.url}?template=dreamcache_demo&source=dreamcache")
+        front_end.page.wait_for_function("window.app?.graph?.findNodesByType('DreamCacheDemoModel').length")
+        known = server.object_info().keys() | {"MarkdownNote"}
+        for name, path in WORKFLOWS.items():
+            workflow = json.loads(path.read_text(encoding="utf-8"))
+            if {node["type"] for node in workflow["nodes"]} <= known:
+                front_end.load(workflow)
+            else:  # Older ones can't remove backgrounds.
+                assert name == "dreamcache_make_triplets"
+        return front_end.errors
 
 
 def test_a_comfyui_that_is_too_old_is_told_so(tmp_path: Path) -> None:

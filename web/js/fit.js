@@ -42,7 +42,7 @@ async function checkAll() {
  */
 function show(node, text) {
     if (text) {
-        if (!warnings.has(node)) warnings.set(node, addNote(node, { name: 'dreamcache_warning', height: 53 }))
+        if (!warnings.has(node)) warnings.set(node, addNote(node, { name: 'dreamcache_warning', height: 100 }))
         warnings.get(node)?.show(text, true)
     } else {
         warnings.get(node)?.remove()

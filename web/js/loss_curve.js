@@ -11,7 +11,7 @@ addStyle(`
     .dreamcache-curve .single { stroke: #7f93b8; stroke-opacity: 0.5; }
     .dreamcache-curve .mean { stroke: #4d86e0; stroke-width: 2; }
     .dreamcache-curve .gap { stroke: #2a9d4a; stroke-width: 2; }
-    .dreamcache-curve span { position: absolute; pointer-events: none; color: var(--descrip-text); }
+    .dreamcache-curve span { position: absolute; pointer-events: none; }
     .dreamcache-tools { display: flex; gap: 4px; padding: 0 4px 4px; }`)
 
 const ZOOM = 0.7
@@ -45,7 +45,7 @@ export function makeLossCurve(ask) {
     const gap = draw('path', { class: 'gap' })
     picture.append(single, mean, gap)
     const title = label('left: 6px; top: 2px')
-    const gapTitle = label('right: 6px; top: 2px; color: #2a9d4a')
+    const gapTitle = label('right: 6px; top: 2px; color: color-mix(in srgb, #2a9d4a 40%, var(--input-text))')
     const high = label('left: 6px; top: 18px')
     const low = label('left: 6px; bottom: 16px')
     const first = label('left: 6px; bottom: 0')

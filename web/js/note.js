@@ -6,8 +6,8 @@ addStyle(`
     .dreamcache-note { overflow: auto; padding: 2px 6px; white-space: pre-line; }
     .dreamcache-note img { height: 80px; margin: 2px 4px 2px 0; border-radius: 2px; }`)
 
-/** Of five lines: the longest of what to do where a file is absent. */
-const HEIGHT = 80
+/** Of five lines: the longest of what to do where a file is absent, in any language. */
+const HEIGHT = 90
 
 /**
  * Add a note to a node.

@@ -4,7 +4,8 @@
 const SIZES = {
     DreamCachePreviewReferenceCache: [660, 640],
     DreamCachePreviewAttention: [660, 880],
-    DreamCacheCompare: [660, 900],
+    DreamCacheCompare: [660, 1000],
+    DreamCacheTrainAdapter: [560, 0],
     DreamCacheStrengths: [420, 0],
 }
 /** Room beside a title: the collapse button and the badge. */

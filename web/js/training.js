@@ -14,7 +14,8 @@ addStyle(`
     .dreamcache-training { display: flex; flex-direction: column; }
     .dreamcache-training img { flex: 1; min-height: 0; object-fit: contain; }`)
 
-const HEIGHT = 340
+/** Of the loss curve, and below it a sheet whose letters can be read. */
+const HEIGHT = 520
 const MILLISECONDS_BETWEEN = 2000
 
 /** @typedef {{ refresh: () => Promise<void>, redraw: () => void }} View */

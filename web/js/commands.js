@@ -1,4 +1,4 @@
-/** The command that builds the basic workflow in the graph that is open. */
+/** The commands: open the demo, and build the basic workflow in the graph that is open. */
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
@@ -6,22 +6,51 @@ import { addInOneStep } from './nodes.js'
 import { reason } from './server.js'
 import { say } from './words.js'
 
-// The pack is whatever folder of custom_nodes it lies in: /extensions/<folder>/js/basic_graph.js.
+// The pack is whatever folder of custom_nodes it lies in: /extensions/<folder>/js/commands.js.
 const PACK = new URL(import.meta.url).pathname.split('/').at(-3)
 
+export const COMMANDS = [
+    {
+        id: 'DreamCache.OpenDemo',
+        label: 'DreamCache: open the demo',
+        icon: 'pi pi-play',
+        function: openDemo,
+    },
+    {
+        id: 'DreamCache.BuildBasicGraph',
+        label: 'DreamCache: build the basic graph here',
+        icon: 'pi pi-sitemap',
+        function: buildBasicGraph,
+    },
+]
+
+/** Open the template that needs no file, in a tab of its own. */
+async function openDemo() {
+    const workflow = await template('dreamcache_demo')
+    if (workflow) await app.loadGraphData(workflow, true, true, 'DreamCache')
+}
+
 /** Add the nodes of the template in the middle of what is seen, and show them whole. */
-export async function buildBasicGraph() {
-    let workflow
-    try {
-        const response = await api.fetchApi(`/workflow_templates/${PACK}/dreamcache_basic.json`)
-        if (!response.ok) throw new Error(response.statusText)
-        workflow = await response.json()
-    } catch (error) {
-        app.extensionManager.toast.add({ severity: 'error', summary: say('not_built'), detail: reason(error) })
-        return
-    }
+async function buildBasicGraph() {
+    const workflow = await template('dreamcache_basic')
+    if (!workflow) return
     app.canvas.selectItems(await addInOneStep(() => add(workflow)))
     await app.extensionManager.command.execute('Comfy.Canvas.FitView')
+}
+
+/**
+ * @param {string} name The lasting one.
+ * @returns A workflow, or null if it isn't there, which is said.
+ */
+async function template(name) {
+    try {
+        const response = await api.fetchApi(`/workflow_templates/${PACK}/${name}.json`)
+        if (!response.ok) throw new Error(response.statusText)
+        return await response.json()
+    } catch (error) {
+        app.extensionManager.toast.add({ severity: 'error', summary: say('not_opened'), detail: reason(error) })
+        return null
+    }
 }
 
 /**
