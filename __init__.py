@@ -21,6 +21,7 @@ from .nodes.encode_reference import DreamCacheEncodeReference
 from .nodes.evaluate import DreamCacheEvaluate
 from .nodes.guider import DreamCacheGuider
 from .nodes.host.folders import ADAPTERS, REFERENCES, register_models_folder
+from .nodes.host.inputs import check_numbers
 from .nodes.host.routes import register_routes
 from .nodes.host.templates import place_photograph
 from .nodes.load_reference_cache import DreamCacheLoadReferenceCache
@@ -48,7 +49,7 @@ class DreamCacheExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             DreamCacheEncodeReference,
             DreamCacheAdapterLoader,
             ApplyDreamCache,
@@ -68,6 +69,7 @@ class DreamCacheExtension(ComfyExtension):
             DreamCacheSaveAdapter,
             DreamCacheEvaluate,
         ]
+        return [check_numbers(node) for node in nodes]
 
 
 async def comfy_entrypoint() -> DreamCacheExtension:

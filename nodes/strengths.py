@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ..dreamcache_core.adapter.strengths import CURVES, LIST, MAX_STRENGTH, Strengths, make_curve
+from ..dreamcache_core.io.finite import check_finite
 from .schema import CATEGORY, CurveType, StrengthsType
 
 _CURVE_POINTS = 257
@@ -69,6 +71,7 @@ class DreamCacheStrengths(io.ComfyNode):
     ) -> io.NodeOutput:
         if curve is not None:
             factors = tuple(float(curve.interp(x)) for x in np.linspace(0, 1, _CURVE_POINTS))
+            check_finite(torch.tensor(factors), "The curve", "draw another")
         else:
             factors = make_curve(over_sampling, values)
         return io.NodeOutput(Strengths(bottleneck, coarse, medium, fine, curve=factors))

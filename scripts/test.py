@@ -35,6 +35,8 @@ def main() -> int:
         return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT).returncode
     # To each its own cores: two that share them wait for each other at every operation.
     shared = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
+    # Dozens of servers and commands start in the tests: each would compile all of ComfyUI.
+    shared["PYTHONDONTWRITEBYTECODE"] = ""
     command = [python, "-m", "pytest", "--numprocesses", str(WORKERS), "--dist", "loadfile", "--durations", "15"]
     return subprocess.run(command, cwd=ROOT, env=shared).returncode
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,8 @@ from ..io.file_state import wait_until_settled
 from ..io.finite import check_finite
 from ..io.json_fields import Fields
 from ..io.layers import check_layers, read_layers
-from ..io.pickle_file import read_pickle
-from ..io.tensor_file import TensorInfo, Tensors, checked_header, open_tensors, read_header, write_file
+from ..io.pickle_file import PickleFile, open_pickle
+from ..io.tensor_file import TensorFile, Tensors, checked_header, open_tensors, read_header, write_file
 from ..unet import TransformerLayer
 from .network import Adapter, weight_shapes
 from .provenance import Provenance
@@ -94,7 +95,9 @@ def load_adapter(path: Path, operations: Any = nn) -> AdapterFile:
     if not path.is_file():
         raise DreamCacheError(f"{path} does not exist: put adapters into ComfyUI's models/dreamcache folder.")
     wait_until_settled(path)
-    contents, tensors = _read_pickle(path) if _is_pickle(path) else _read_tensors(path)
+    with _open(path) as file:
+        # First, so that no other file, of gigabytes perhaps, is read.
+        contents, tensors = _interpret(path, file.metadata, file.tensors), file.read()
     for name, tensor in tensors.items():
         check_finite(tensor, f"The weight {name} of {path.name}", "download the adapter again, or train it again")
     # On the meta device, so that no weights are initialized only to be replaced by those of the file.
@@ -126,15 +129,13 @@ class AdapterDescription:
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
-    """Describe an adapter file by its header, without reading weights. A pickle has none and isn't opened."""
+    """Describe an adapter file by its header, without reading weights."""
     try:
         size = path.stat().st_size
     except OSError:
         return AdapterDescription(0, problem=f"{path} does not exist.")
-    if _is_pickle(path):
-        return AdapterDescription(size, f"{path.suffix}, the authors' format, not opened")
     try:
-        with open_tensors(path) as file:
+        with _open(path) as file:
             contents = _interpret(path, file.metadata, file.tensors)
     except DreamCacheError as error:
         return AdapterDescription(size, problem=str(error))
@@ -159,22 +160,8 @@ class _Contents:
     provenance: tuple[Provenance, ...] = ()
 
 
-def _is_pickle(path: Path) -> bool:
-    return path.suffix.lower() in _PICKLED
-
-
-def _read_tensors(path: Path) -> tuple[_Contents, dict[str, torch.Tensor]]:
-    with open_tensors(path) as file:
-        # First, so that no other file, of gigabytes perhaps, is read.
-        return _interpret(path, file.metadata, file.tensors), file.read()
-
-
-def _read_pickle(path: Path) -> tuple[_Contents, dict[str, torch.Tensor]]:
-    tensors = read_pickle(path)
-    if tensors is None:
-        raise DreamCacheError(f"{path.name} is not a DreamCache adapter: {_ADVICE}")
-    described = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return _interpret(path, {}, described), tensors
+def _open(path: Path) -> AbstractContextManager[TensorFile | PickleFile]:
+    return open_pickle(path) if path.suffix.lower() in _PICKLED else open_tensors(path)
 
 
 def _interpret(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> _Contents:

@@ -77,6 +77,32 @@ class SelfAttentionLayer:
         tokens = self._block.norm1(tokens)
         return attention.to_k(tokens), attention.to_v(tokens)
 
+    def attend_jointly(
+        self,
+        query: torch.Tensor,
+        own_key: torch.Tensor,
+        own_value: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention: Attention = attend,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The attention to references and image at once, before the block's `to_out`: (batch, tokens, channels).
+
+        `query`, `own_key`, `own_value`: the block's, of its image tokens, the same shape. `key`, `value`: of
+        references, (rows, cached tokens, channels), gathered from `keys_values`. `bias`: added to their attention
+        logits, (rows, 1, cached tokens). One row serves the batch, or latent n of each multiple of the rows has row n.
+        """
+        batch, tokens, _ = query.shape
+        copies = batch // len(key)
+        # The references' tokens come first, for whoever looks on to find them.
+        keys = torch.cat([key.repeat(copies, 1, 1), own_key], dim=1)
+        values = torch.cat([value.repeat(copies, 1, 1), own_value], dim=1)
+        if bias is not None:
+            copies = batch // len(bias)
+            bias = torch.cat([bias.repeat(copies, 1, 1), bias.new_zeros(batch, 1, tokens)], dim=2)
+        return attention(query, keys, values, self._block.attn1.heads, bias)
+
     def forward(
         self,
         x: torch.Tensor,
@@ -89,21 +115,12 @@ class SelfAttentionLayer:
         """The change to the self-attention's output, (batch, tokens, channels).
 
         `x`: the block's image tokens, (batch, tokens, channels). `self_attention`: the block's output for them, the
-        same shape; None if something else has changed it, and it must be computed here. `key`, `value`: of references,
-        (rows, cached tokens, channels), gathered from `keys_values`. `bias`: added to their attention logits, (rows, 1,
-        cached tokens). One row serves the batch, or latent n of each multiple of the rows has row n.
+        same shape; None if something else has changed it, and it must be computed here. The rest: as `attend_jointly`
+        takes it.
         """
-        block = self._block
-        own, heads = block.attn1, block.attn1.heads
-        tokens = block.norm1(x)
+        own = self._block.attn1
+        tokens = self._block.norm1(x)
         query, own_key, own_value = own.to_q(tokens), own.to_k(tokens), own.to_v(tokens)
         if self_attention is None:
-            self_attention = own.to_out(attention(query, own_key, own_value, heads, None))
-        copies = len(x) // len(key)
-        # The references' tokens come first, for whoever looks on to find them.
-        keys = torch.cat([key.repeat(copies, 1, 1), own_key], dim=1)
-        values = torch.cat([value.repeat(copies, 1, 1), own_value], dim=1)
-        if bias is not None:
-            copies = len(x) // len(bias)
-            bias = torch.cat([bias.repeat(copies, 1, 1), bias.new_zeros(len(x), 1, x.shape[1])], dim=2)
-        return own.to_out(attention(query, keys, values, heads, bias)) - self_attention
+            self_attention = own.to_out(attention(query, own_key, own_value, own.heads, None))
+        return own.to_out(self.attend_jointly(query, own_key, own_value, key, value, attention, bias)) - self_attention

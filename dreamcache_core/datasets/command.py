@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import DreamCacheError
 from ..figures.contact_sheet import contact_sheet
 from ..io.atomic import open_atomically
+from ..io.failures import writing
 from ..io.images import to_image
 from ..training.estimate import memory_of
 from ..training.triplets import open_triplets
@@ -121,7 +122,7 @@ def _look(data: Path, sheet: Path, rows: int) -> None:
     print(triplets.description)
     cells: list[list[Image.Image | None]] = [[to_image(each.target), to_image(each.reference)] for each in chosen]
     labels = [f"{each.name}: {each.prompt}" for each in chosen]
-    with open_atomically(sheet) as file:
+    with writing(sheet), open_atomically(sheet) as file:
         contact_sheet(cells, labels, ["target", "reference"], _SIDE).save(file, format="PNG")
     print(f"{count} of them are drawn in {sheet}.")
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..errors import DreamCacheError
 from ..io.atomic import open_atomically, remove_partial_files, write_atomically
+from ..io.json_fields import parse_json
 from ..io.text import read_json_object
 from ..training.triplet_files import write_tar
 from .source import LeftOut, PictureTriplet, Row, Source, UnusableError
@@ -95,7 +96,7 @@ class PreparedFolder:
 
     def read(self, tar: int) -> tuple[Report, list[LeftOut]]:
         """What the rows of a tar that is done gave."""
-        note = json.loads(self._note(tar).read_text(encoding="utf-8"))
+        note = parse_json(self._note(tar).read_bytes())
         left_out = [LeftOut(**each) for each in note["left_out"]]
         return Report(note["rows"], note["triplets"], Counter(each.reason for each in left_out)), left_out
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..errors import DreamCacheError
-from ..io.pickle_file import read_pickle
-from ..io.tensor_file import read_tensors
+from ..io.pickle_file import open_pickle
+from ..io.tensor_file import open_tensors
 from ..reference.image import resize
 
 _HEAD_CHANNELS = 64
@@ -84,27 +83,32 @@ def load_vision_transformer(path: Path) -> VisionTransformer | None:
     Float32, on the CPU, without gradients. Raises DreamCacheError if the file is damaged.
     """
     tensors = _own_names(_read(path))
-    if not {"patches.weight", "positions", "blocks.layers.0.linear1.bias"} <= tensors.keys():
-        return None
-    width, _, patch, _ = tensors["patches.weight"].shape
-    side = math.isqrt(tensors["positions"].shape[1]) * patch
-    depth = sum(name.endswith(".linear1.bias") for name in tensors)
-    with torch.device("meta"):
-        network = VisionTransformer(width, depth, len(tensors["blocks.layers.0.linear1.bias"]), patch, side)
-    # Later vision transformers have the same tensors, and more.
-    if _shapes(network.state_dict()) != _shapes(tensors):
+    network = _network_of(_shapes(tensors))
+    if network is None or not all(tensor.is_floating_point() for tensor in tensors.values()):
         return None
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return network.requires_grad_(False).eval()
 
 
+def _network_of(shapes: Mapping[str, torch.Size]) -> VisionTransformer | None:
+    """The network whose weights have these shapes, without values; None if there is none."""
+    match [shapes.get(name) for name in ("patches.weight", "positions", "blocks.layers.0.linear1.bias")]:
+        case [[width, 3, patch, across], [1, tokens, of_token], [hidden]]:
+            is_possible = patch == across > 0 and width == of_token > 0 and width % _HEAD_CHANNELS == 0
+        case _:
+            is_possible = False
+    if not is_possible:
+        return None
+    depth = sum(name.endswith(".linear1.bias") for name in shapes)
+    with torch.device("meta"):
+        network = VisionTransformer(width, depth, hidden, patch, math.isqrt(tokens) * patch)
+    # Later vision transformers have the same tensors, and more.
+    return network if _shapes(network.state_dict()) == shapes else None
+
+
 def _read(path: Path) -> Mapping[str, torch.Tensor]:
-    if path.suffix in (".safetensors", ".sft"):
-        return read_tensors(path)[1]
-    tensors = read_pickle(path)
-    if tensors is None:
-        raise DreamCacheError(f"{path.name} cannot be read because it contains more than tensors: choose another file.")
-    return tensors
+    with open_tensors(path) if path.suffix.lower() in (".safetensors", ".sft") else open_pickle(path) as file:
+        return file.read()
 
 
 def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -118,7 +122,12 @@ def _own_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             own = own.replace(names[column], names[0])
         if own.startswith(_PARTS):
             renamed.setdefault(own, []).append(tensors[name])
-    return {name: torch.cat(parts) for name, parts in renamed.items()}
+    # Parts of a damaged file may not fit together. The first one alone has a shape that no network has.
+    return {name: torch.cat(parts) if _fit(parts) else parts[0] for name, parts in renamed.items()}
+
+
+def _fit(parts: Sequence[torch.Tensor]) -> bool:
+    return parts[0].ndim > 0 and len({(part.shape, part.dtype) for part in parts}) == 1
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -98,7 +98,8 @@ class SubjectMetrics:
         targets = dict(self._references)
         if CLIP_I in embeddings and self._networks.clip_text and prompt:
             embeddings[CLIP_T] = embeddings[CLIP_I]
-            targets[CLIP_T] = functional.normalize(self._networks.clip_text.encode_prompt(prompt), dim=0)
+            embedding = self._networks.clip_text.encode_prompt(prompt)
+            targets[CLIP_T] = _unit(embedding, "a prompt", self._networks.clip_text)
         return {
             metric: float(embeddings[metric] @ targets[metric])
             for metric in METRICS
@@ -115,10 +116,14 @@ class SubjectMetrics:
         for metric, pixels in inputs.items():
             network = networks.dino if metric in (DINO, DINO_MASKED) else networks.clip_image
             if network:
-                embedding = network.encode_image(pixels)
-                check_finite(embedding, f"The embedding of an image by {network.description}", _NAN_ADVICE)
-                embeddings[metric] = functional.normalize(embedding, dim=0)
+                embeddings[metric] = _unit(network.encode_image(pixels), "an image", network)
         return embeddings
+
+
+def _unit(embedding: torch.Tensor, what: str, network: ImageEncoder | TextEncoder) -> torch.Tensor:
+    """The embedding with length 1. Raises DreamCacheError if it contains NaN. `what`: is embedded, in words."""
+    check_finite(embedding, f"The embedding of {what} by {network.description}", _NAN_ADVICE)
+    return functional.normalize(embedding, dim=0)
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:

@@ -217,14 +217,23 @@ class ReferenceCache:
                     "reference again, and save it with layers set to all."
                 )
 
-    def check_noise_levels(self) -> None:
-        """Raise DreamCacheError unless caching passes at other noise levels are possible."""
+    def check_noise_levels(self, structure: UNetStructure, reads_pooled: bool) -> None:
+        """Raise DreamCacheError unless caching passes at other noise levels are possible.
+
+        `reads_pooled`: whether the model reads pooled vectors of prompts.
+        """
         if not all(batch.caching_inputs for batch in self.batches):
             raise DreamCacheError(
                 "The reference cache holds features of one timestep, which only trained adapters use, and the model's "
                 "own attention needs those of every step: encode the image again with DreamCache Encode Reference, and "
                 "save it again."
             )
+        for given in (given for batch in self.batches for given in batch.caching_inputs):
+            if given.context.shape[-1] != structure.context_dim or (reads_pooled and given.pooled is None):
+                raise DreamCacheError(
+                    f"The empty prompt in the reference cache is not one that {structure.base_model} reads: encode the "
+                    "image again with DreamCache Encode Reference, and save it again."
+                )
 
     def compare_weights(self, model: Source) -> str | None:
         """A warning if a reference was encoded with other weights than those of `model`, else None."""

@@ -27,6 +27,7 @@ _SUBJECT = ".subject"
 _CACHING_INPUT = ".caching_input."
 _CACHED_TENSORS = ("latent", "noise", "context", "pooled")
 
+_LATENT_CHANNELS = 4
 _MAX_REFERENCES = 1000
 # Limits of what is read: far above what there can be, and low enough to compute with.
 _MAX_SIDE = 65_536
@@ -153,12 +154,12 @@ def _read_batch(
         source=source,
         strength=strength,
         subject=subject,
-        caching_inputs=tuple(_read_caching_inputs(fields, number, size, tensors)),
+        caching_inputs=tuple(_read_caching_inputs(fields, number, references, size, tensors)),
     )
 
 
 def _read_caching_inputs(
-    fields: Fields, number: int, size: tuple[int, ...], tensors: Tensors
+    fields: Fields, number: int, references: int, size: tuple[int, ...], tensors: Tensors
 ) -> Iterator[CachingInput]:
     """None in a file of an earlier version of this project."""
     weights = fields.numbers("average_weights") if fields.has("average_weights") else (1.0,)
@@ -167,7 +168,10 @@ def _read_caching_inputs(
         latent, noise, context, pooled = (tensors.get(prefix + name) for name in _CACHED_TENSORS)
         if latent is not None and noise is not None and context is not None:
             for tensor in (latent, noise):
-                _check(tensor, (*latent.shape[:2], *size))
+                _check(tensor, (*latent.shape[:1], _LATENT_CHANNELS, *size))
+            # An average is one reference, of any number of them.
+            if references > 1 and (len(latent) != references or len(weights) > 1):
+                raise MalformedError("there are other caching inputs than references")
             _check(context, (1, *context.shape[1:3]))
             if pooled is not None:
                 _check(pooled, (1, *pooled.shape[1:2]))

@@ -54,7 +54,10 @@ def subject_box(mask: torch.Tensor) -> tuple[slice, slice] | None:
 def how_bright(mask: torch.Tensor) -> str:
     """A mask without a subject in words: `black`, or how bright it is."""
     brightest = float(mask.max())
-    return f"at most {brightest:.0%} white" if brightest >= 0.005 else "black"
+    if brightest < 0.001:
+        return "black"
+    # A mask of 0 and 1 that another node has read has at most 0.4% white.
+    return f"at most {brightest:.1%} white" if brightest < 0.01 else f"at most {brightest:.0%} white"
 
 
 def cut_out(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

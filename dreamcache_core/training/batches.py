@@ -6,6 +6,7 @@ import functools
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
+from random import Random
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -39,7 +40,7 @@ def make_batches(
             f"choose a multiple of {processes * micro_batches}."
         )
     loader = DataLoader(
-        _NumberedTriplets(triplets, resolution, settings.seed),
+        _NumberedTriplets(triplets, resolution, settings),
         batch_sampler=_numbers(settings.batch, first_step, micro_batches, process, processes),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,
@@ -61,15 +62,17 @@ def _numbers(batch: int, first_step: int, micro_batches: int, process: int, proc
 class _NumberedTriplets(Dataset):
     """The triplets of a training by number: one epoch after the other, each in its own order."""
 
-    def __init__(self, triplets: Triplets, resolution: int, seed: int) -> None:
+    def __init__(self, triplets: Triplets, resolution: int, settings: TrainingSettings) -> None:
         self._triplets = triplets
         self._resolution = resolution
-        self._seed = seed
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(epoch_order, len(triplets), seed))
+        self._settings = settings
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(epoch_order, len(triplets), settings.seed))
 
     def __getitem__(self, number: int) -> tuple[int, Triplet]:
         epoch, place = divmod(number, len(self._triplets))
-        return number, self._triplets.load(self._order(epoch)[place], self._resolution, self._seed, epoch)
+        seed, share = self._settings.seed, self._settings.subject_only
+        subject_only = Random(f"{seed}/subject only/{number}").random() < share
+        return number, self._triplets.load(self._order(epoch)[place], self._resolution, seed, epoch, subject_only)
 
 
 def collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
@@ -84,7 +87,16 @@ def collate(numbered: Sequence[tuple[int, Triplet]]) -> Batch:
         target_keys=[fingerprint(triplet.target) for triplet in triplets],
         reference_keys=[None if triplet.augmented else fingerprint(triplet.reference) for triplet in triplets],
         names=[triplet.name for triplet in triplets],
+        subjects=_subjects(triplets),
     )
+
+
+def _subjects(triplets: Sequence[Triplet]) -> torch.Tensor | None:
+    """`Batch.subjects` of these triplets."""
+    if all(triplet.subject is None for triplet in triplets):
+        return None
+    all_of_it = torch.ones(triplets[0].reference.shape[:2])
+    return torch.stack([all_of_it if triplet.subject is None else triplet.subject for triplet in triplets])
 
 
 def _ignore_signals(worker: int) -> None:

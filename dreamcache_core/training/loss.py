@@ -53,10 +53,11 @@ class FrozenBase(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts: ...
 
-    def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+    def cache(self, latents: torch.Tensor, noise: torch.Tensor, subjects: torch.Tensor | None = None) -> ReferenceCache:
         """The caching pass, at timestep 1 with an empty prompt: a reference for each latent.
 
-        The features carry gradients if gradients are enabled, for trainings that include the U-Net.
+        `subjects`: as in Batch; only tokens on them are attended to. The features carry gradients if gradients are
+        enabled, for trainings that include the U-Net.
         """
         ...
 
@@ -74,6 +75,7 @@ class Batch:
     `numbers`: the triplets' numbers in the training, counted over all epochs. `targets`, `references`: (batch, height,
     width, 3) float32, 0…1. `target_keys`, `reference_keys`: a fingerprint of each image that later epochs use again,
     None for one that they don't; empty if no image has one. `names`: of the triplets, for messages; empty if unknown.
+    `subjects`: (batch, height, width), 1 where a reference is read; None: they all are everywhere.
     """
 
     numbers: Sequence[int]
@@ -83,6 +85,7 @@ class Batch:
     target_keys: Sequence[str | None] = ()
     reference_keys: Sequence[str | None] = ()
     names: Sequence[str] = ()
+    subjects: torch.Tensor | None = None
 
 
 def loss_weight(sigma: torch.Tensor, predicts_v: bool, min_snr: float = 0.0) -> torch.Tensor:
@@ -106,7 +109,7 @@ def denoising_loss(base: FrozenBase, batch: Batch, settings: TrainingSettings) -
             batch.numbers, latents.shape[1:], len(base.sigmas), settings.seed, settings.timestep_bias
         )
         timesteps, noise, reference_noise = (tensor.to(latents.device) for tensor in sampled)
-        cache = base.cache(references, reference_noise)
+        cache = base.cache(references, reference_noise, batch.subjects)
         prompts = base.encode_prompts(batch.prompts)
     return loss_at(base, latents, timesteps, noise, prompts, cache, settings.min_snr)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
+import sys
 from typing import Any
 
 import torch
 
+from ..errors import DreamCacheError
 from ..generation import GenerationSettings
+from ..io.json_fields import MalformedError, parse_json
 from ..io.names import path_option
+from ..io.text import read_text
 from ..unet import PIXELS_PER_LATENT
 from .recipes import RECIPES
 from .settings import CACHE_PRECISIONS, PRECISIONS, STARTS, TrainingSettings
@@ -20,6 +22,9 @@ _SETTINGS = dataclasses.fields(TrainingSettings)
 _STARTS = "random, or fitted to the model's own attention (default: %(default)s)"
 _AT_LEAST = {"steps": 1, "batch": 1, "resolution": 64, "parts": 1, "every": 1, "sample_steps": 1}
 """Of options that can't be 0."""
+_AT_MOST = {"subject_only": 1}
+"""Of options with a limit."""
+_HELP = {"subject_only": "share of triplets trained on the tokens of the subject alone; its effect is unmeasured "}
 
 
 def read_options() -> argparse.Namespace:
@@ -43,10 +48,12 @@ def read_options() -> argparse.Namespace:
 def _read_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
     path = options.config
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
         if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
+            raise MalformedError("it is no JSON object")
+    except DreamCacheError as error:
+        parser.error(str(error))
+    except MalformedError as error:
         parser.error(f"{path} can't be read as a JSON object of settings: {error}")
     unknown = config.keys() - vars(options).keys()
     if unknown:
@@ -62,12 +69,13 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             continue
         if action.choices and value not in action.choices:
             parser.error(f"{name} is {value!r}: choose one of {', '.join(action.choices)}")
-        least = _AT_LEAST.get(name, 0)
+        least, most = _AT_LEAST.get(name, 0), _AT_MOST.get(name, sys.float_info.max)
         if action.type in (int, float) and (
-            isinstance(value, bool) or not isinstance(value, action.type | int) or not least <= value < math.inf
+            isinstance(value, bool) or not isinstance(value, action.type | int) or not least <= value <= most
         ):
             kind = "a whole number" if action.type is int else "a number"
-            parser.error(f"{name} is {value!r}: give {kind} of at least {least}")
+            limits = f"{least} to {most}" if name in _AT_MOST else f"at least {least}"
+            parser.error(f"{name} is {value!r}: give {kind} of {limits}")
         if action.nargs == 0 and not isinstance(value, bool):
             parser.error(f"{name} is {value!r}: give true or false")
     if options.resolution % PIXELS_PER_LATENT:
@@ -128,5 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     for field in _SETTINGS:
         kind = {"action": argparse.BooleanOptionalAction} if field.type == "bool" else {"type": type(field.default)}
         name = f"--{field.name.replace('_', '-')}"
-        settings.add_argument(name, default=field.default, help="(default: %(default)s)", **kind)
+        text = f"{_HELP.get(field.name, '')}(default: %(default)s)"
+        settings.add_argument(name, default=field.default, help=text, **kind)
     return parser

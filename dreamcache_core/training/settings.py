@@ -27,7 +27,9 @@ class TrainingSettings:
     `cosine`: whether it then falls to 0. `clip`: largest norm of the gradient. `ema`: decay of the averaged weights, 0
     for no averaging. `min_snr`: γ of min-SNR weighting (arXiv 2303.09556), 0 for none. `timestep_bias`: timestep t is
     sampled with a probability proportional to t^bias: 0 samples all timesteps alike, higher values prefer noisy ones,
-    where a reference helps most.
+    where a reference helps most. `subject_only`: the share of triplets, 0…1, of whose reference the adapter reads the
+    subject's tokens alone, as Encode Reference's `subject_only` has it; of triplets with a reference of their own, it
+    always reads all.
     """
 
     steps: int = 200_000
@@ -40,6 +42,7 @@ class TrainingSettings:
     ema: float = 0.9999
     min_snr: float = 0.0
     timestep_bias: float = 0.0
+    subject_only: float = 0.0
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:

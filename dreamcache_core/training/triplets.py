@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Triplet:
     """What an adapter learns from. `target`, `reference`: (height, width, 3), float32, 0…1.
 
     `name`: of its files. `augmented`: whether the reference differs in each epoch, as a cut-out of the target does.
+    `subject`: (height, width), 1 on the subject of a reference of which only the subject is read; None: all of it is.
     """
 
     target: torch.Tensor
@@ -40,6 +42,7 @@ class Triplet:
     prompt: str
     name: str
     augmented: bool
+    subject: torch.Tensor | None = None
 
 
 class Triplets:
@@ -76,23 +79,24 @@ class Triplets:
         more = ["…"] if len(problems) > _PROBLEMS_IN_DESCRIPTION else []
         return "\n".join([f"{count}; left out: {len(problems):,}", *problems[:_PROBLEMS_IN_DESCRIPTION], *more])
 
-    def load(self, index: int, resolution: int, seed: int, epoch: int) -> Triplet:
+    def load(self, index: int, resolution: int, seed: int, epoch: int, subject_only: bool = False) -> Triplet:
         """A triplet as training sees it in an epoch, at `resolution` pixels square.
 
-        If it turns out to be damaged, the next one takes its place, the same in each run, and a warning is logged once.
+        `subject_only`: only the subject of its reference is read, unless that is a file of its own. If the triplet
+        turns out to be damaged, the next one takes its place, the same in each run, and a warning is logged once.
         Raises DreamCacheError if all are damaged.
         """
-        return self._load(index, resolution, f"{seed}/{epoch}/{index}")
+        return self._load(index, resolution, f"{seed}/{epoch}/{index}", subject_only)
 
     def plain(self, index: int, resolution: int) -> Triplet:
         """A triplet without augmentation: with its prompt, and the subject as Encode Reference cuts it out."""
         return self._load(index, resolution, None)
 
-    def _load(self, index: int, resolution: int, seed: str | None) -> Triplet:
+    def _load(self, index: int, resolution: int, seed: str | None, subject_only: bool = False) -> Triplet:
         for step in range(len(self)):
             files = self._files[(index + step) % len(self)]
             try:
-                return _make(files, resolution, Random(seed) if seed else None)
+                return _make(files, resolution, Random(seed) if seed else None, subject_only)
             except DreamCacheError as error:
                 if str(error) not in self._problems:
                     self._problems[str(error)] = None
@@ -161,14 +165,14 @@ def _some(folder: Path, files: Sequence[TripletFiles], problems: Sequence[str]) 
     )
 
 
-def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triplet:
-    """Read a triplet. `random`: for augmentation; None for none.
+def _make(files: TripletFiles, resolution: int, random: Random | None, subject_only: bool = False) -> Triplet:
+    """Read a triplet. `random`: for augmentation; None for none. `subject_only`: as in `Triplets.load`.
 
     Raises DreamCacheError with the triplet's name if a file is damaged or empty.
     """
     caption, picture = _read_caption(files), read_image(files.picture.read, f"{files.name}: its picture")
     prompt = "" if random and random.random() < EMPTY_PROMPT_PROBABILITY else caption
-    square = to_tensor(_centre(picture))
+    square, subject = to_tensor(_centre(picture)), None
     if files.reference:
         reference = to_tensor(read_image(files.reference.read, f"{files.name}: its reference"))
         reference = place_on_white(reference, resolution, size=1)
@@ -177,13 +181,17 @@ def _make(files: TripletFiles, resolution: int, random: Random | None) -> Triple
         box = subject_box(mask)
         if box is None:
             raise DreamCacheError(f"{files.name}: its mask is {how_bright(mask)} in the square at its centre.")
+        if random and subject_only:
+            # The same changes to a black subject.
+            black = torch.zeros_like(square[box])
+            subject = 1 - augment_reference(black, mask[box], resolution, copy.deepcopy(random))[..., 0]
         if random:
             reference = augment_reference(square[box], mask[box], resolution, random)
         else:
             (reference,) = subject_on_white(square.unsqueeze(0), mask.unsqueeze(0), resolution)
     target = resize(square.unsqueeze(0), resolution, resolution)[0]
     augmented = not files.reference and random is not None
-    return Triplet(target, reference, prompt, files.name, augmented)
+    return Triplet(target, reference, prompt, files.name, augmented, subject)
 
 
 def _read_caption(files: TripletFiles) -> str:

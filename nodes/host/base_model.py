@@ -13,21 +13,16 @@ from comfy.model_patcher import ModelPatcher
 
 from ...dreamcache_core.adapter.provenance import hash_weights
 from ...dreamcache_core.errors import DreamCacheError
-from ...dreamcache_core.io.failures import reading
 from ...dreamcache_core.io.finite import VAE_ADVICE, check_finite
 from ...dreamcache_core.reference.cache import Source
 from ...dreamcache_core.unet import UNetStructure, read_structure
+from .loading import loading
 
 
 def load_checkpoint(path: Path) -> tuple[ModelPatcher, comfy.sd.CLIP | None, comfy.sd.VAE | None]:
     """The MODEL, the CLIP and the VAE of a checkpoint. Raises DreamCacheError if ComfyUI can't load it."""
-    with reading(path), path.open("rb"):
-        pass
-    try:
+    with loading(path, "a checkpoint"):
         model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(path))
-    except Exception as error:  # Damaged and unknown files raise many types.
-        (message, *_) = str(error).splitlines() or [type(error).__name__]
-        raise DreamCacheError(f"ComfyUI cannot load {path}: {message}") from error
     return model, clip, vae
 
 

@@ -19,9 +19,13 @@ from ...dreamcache_core.errors import DreamCacheError
 from ...dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
 from ...dreamcache_core.evaluation.measurement import MaskFinder
 from ...dreamcache_core.evaluation.metrics import ImageEncoder
+from ...dreamcache_core.io.finite import check_finite
 from ...dreamcache_core.io.tensor_file import name_and_hash
+from .loading import check_complete, loading
 
 _HEAD_CHANNELS = 64
+# ComfyUI also returns what the last layer but one gives.
+_FEWEST_LAYERS = 2
 # ComfyUI's model_type → name of the network, of those that embed a whole image.
 _KINDS = {"clip_vision_model": "CLIP", "dinov2": "DINOv2"}
 _ADVICE = "use a file with a complete CLIP, such as OpenAI's clip-vit-large-patch14, for both"
@@ -89,6 +93,10 @@ class ClipTextEncoder:
             f"CLIP text encoder, {image_encoder.channels} wide", self._encoder.num_layers, file
         )
 
+    @property
+    def network(self) -> torch.nn.Module:
+        return self._encoder.transformer
+
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         tokens = self._clip.tokenize(prompt, disable_weights=True)
         self._clip.load_model(tokens)
@@ -106,7 +114,7 @@ def load_dino(path: Path) -> ImageEncoder:
     network = load_vision_transformer(path)
     if network:
         return DinoEncoder(network, path)
-    clip_vision = comfy.clip_vision.load(str(path))
+    clip_vision = _load_clip_vision(path, "a DINO")
     if clip_vision is None or clip_vision.model_type != "dinov2":
         raise DreamCacheError(f"{path.name} contains no known DINO: use DINO's ViT-S/16.")
     return ClipVisionEncoder(clip_vision, path)
@@ -114,7 +122,10 @@ def load_dino(path: Path) -> ImageEncoder:
 
 def load_clip_image_encoder(path: Path) -> ClipVisionEncoder:
     """Load the image encoder of a CLIP of any size. Raises DreamCacheError for a file of another network."""
-    return clip_image_encoder(comfy.clip_vision.load(str(path)) or _load_other_clip_vision(path), path)
+    clip_vision = _load_clip_vision(path, "a CLIP", any_size=True)
+    if clip_vision is None:
+        raise DreamCacheError(f"{path.name} contains no known CLIP image encoder: use a complete CLIP.")
+    return clip_image_encoder(clip_vision, path)
 
 
 def clip_image_encoder(clip_vision: ClipVisionModel, file: Path | None = None) -> ClipVisionEncoder:
@@ -130,14 +141,17 @@ def load_clip_text_encoder(path: Path, image_encoder: ClipVisionEncoder) -> Clip
 
     Raises DreamCacheError if it belongs to another CLIP or lacks its projection.
     """
-    tensors = comfy.utils.load_torch_file(str(path))
-    embedding = tensors.get("text_model.embeddings.token_embedding.weight")
-    if embedding is None:
-        return None
-    # Without it, ComfyUI assumes the size of ViT-L/14 for all smaller ones.
-    config = _size_config(tensors, "text_model", embedding.shape[1])
-    clip = comfy.sd.load_clip([str(path)], model_options={"model_config": config})
-    return ClipTextEncoder(clip, image_encoder, path)
+    with loading(path, "a CLIP"):
+        tensors = comfy.utils.load_torch_file(str(path))
+        embedding = tensors.get("text_model.embeddings.token_embedding.weight")
+        if embedding is None:
+            return None
+        # Without it, ComfyUI assumes the size of ViT-L/14 for all smaller ones.
+        config = _size_config(tensors, "text_model", embedding.shape[1])
+        clip = comfy.sd.load_clip([str(path)], model_options={"model_config": config})
+        encoder = ClipTextEncoder(clip, image_encoder, path)
+        check_complete(path, encoder.network, tensors)
+    return encoder
 
 
 def load_mask_finder(path: Path) -> MaskFinder:
@@ -146,24 +160,54 @@ def load_mask_finder(path: Path) -> MaskFinder:
         import comfy.bg_removal_model
     except ModuleNotFoundError as error:
         raise DreamCacheError("This ComfyUI is too old to remove backgrounds: update it.") from error
-    model = comfy.bg_removal_model.load(str(path))
-    if model is None:
-        raise DreamCacheError(f"{path.name} contains no background-removal network: use a BiRefNet.")
-    return lambda image: model.encode_image(image.unsqueeze(0))[0].float().cpu()
+    with loading(path, "a BiRefNet"):
+        tensors = comfy.utils.load_torch_file(str(path))
+        # A copy, from which ComfyUI takes the tensors it has used.
+        model = comfy.bg_removal_model.load_background_removal_model(dict(tensors))
+        if model is None:
+            raise DreamCacheError(f"{path.name} contains no background-removal network: use a BiRefNet.")
+        check_complete(path, model.model, tensors)
+
+    def find_mask(image: torch.Tensor) -> torch.Tensor:
+        mask = model.encode_image(image.unsqueeze(0))[0].float().cpu()
+        check_finite(mask, f"The mask that {path.name} finds", "start ComfyUI with --force-fp32, or use another file")
+        return mask
+
+    return find_mask
 
 
-def _load_other_clip_vision(path: Path) -> ClipVisionModel:
+def _load_clip_vision(path: Path, network: str, any_size: bool = False) -> ClipVisionModel | None:
+    """Load a network that ComfyUI knows as CLIP_VISION; None if the file holds none.
+
+    `network`: to be loaded, in words. `any_size`: load CLIPs of sizes that ComfyUI doesn't detect too.
+    """
+    with loading(path, network):
+        tensors = comfy.utils.load_torch_file(str(path))
+        if "visual.transformer.resblocks.0.attn.in_proj_weight" in tensors:
+            tensors = comfy.clip_vision.convert_to_transformers(tensors, "visual.")
+        # A copy, from which ComfyUI takes the tensors it has used.
+        clip_vision = comfy.clip_vision.load_clipvision_from_sd(dict(tensors))
+        if clip_vision is None and any_size:
+            clip_vision = _load_other_clip_vision(tensors)
+        if clip_vision:
+            check_complete(path, clip_vision.model, tensors)
+    return clip_vision
+
+
+def _load_other_clip_vision(tensors: dict[str, torch.Tensor]) -> ClipVisionModel | None:
     """Load a CLIP image encoder of a size that ComfyUI doesn't detect, such as OpenAI's ViT-B/32."""
-    tensors = comfy.utils.load_torch_file(str(path))
     patches = tensors.get("vision_model.embeddings.patch_embedding.weight")
     projection = tensors.get("visual_projection.weight")
     if patches is None or projection is None:
-        raise DreamCacheError(f"{path.name} contains no known CLIP image encoder: use a complete CLIP.")
+        return None
     width, _, patch, _ = patches.shape
+    config = _size_config(tensors, "vision_model", width)
+    if config["num_hidden_layers"] < _FEWEST_LAYERS:
+        return None
     positions = tensors["vision_model.embeddings.position_embedding.weight"]
     clip_vision = ClipVisionModel(
         {
-            **_size_config(tensors, "vision_model", width),
+            **config,
             "model_type": "clip_vision_model",
             "hidden_act": "quick_gelu",
             "num_channels": 3,
@@ -178,12 +222,12 @@ def _load_other_clip_vision(path: Path) -> ClipVisionModel:
 
 def _size_config(tensors: dict[str, torch.Tensor], encoder: str, width: int) -> dict[str, int]:
     """The size entries of an encoder's configuration. `encoder`: prefix of its tensors. `width`: channels."""
+    # Also those that lack some of their weights, which `check_complete` then names.
+    layers = {name.split(".")[3] for name in tensors if name.startswith(f"{encoder}.encoder.layers.")}
     return {
         "hidden_size": width,
         "num_attention_heads": width // _HEAD_CHANNELS,
-        "num_hidden_layers": sum(
-            name.startswith(f"{encoder}.") and name.endswith(".layer_norm1.weight") for name in tensors
-        ),
+        "num_hidden_layers": len(layers),
         "intermediate_size": len(tensors[f"{encoder}.encoder.layers.0.mlp.fc1.weight"]),
     }
 

@@ -20,6 +20,7 @@ from ...dreamcache_core.adapter.self_attention import SelfAttentionLayer
 from ...dreamcache_core.io.disk_cache import DiskCache
 from ...dreamcache_core.io.images import planar
 from ...dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache
+from ...dreamcache_core.reference.masks import resize_mask
 from ...dreamcache_core.training.loss import EncodedPrompts
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
 from .base_model import check_clip, check_prompt_width, check_vae, structure_of, weights_of
@@ -151,7 +152,7 @@ class ComfyUIBase:
         counts = [max(map(len, each.values())) for each in tokens]
         return [(context,) for context in row.split([count * (row.shape[1] // sum(counts)) for count in counts], dim=1)]
 
-    def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+    def cache(self, latents: torch.Tensor, noise: torch.Tensor, subjects: torch.Tensor | None = None) -> ReferenceCache:
         # VAE, CLIP or the samples may have displaced the U-Net.
         self.load()
         sigma = self.sigmas[self.timestep].expand(len(latents))
@@ -159,7 +160,10 @@ class ComfyUIBase:
         with recording(self.unet, layers) as features:
             self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, {})
         size = (latents.shape[2], latents.shape[3])
-        batch = ReferenceBatch(features, self.structure.base_model, layers, size, self.timestep, PROMPT)
+        subject = None if subjects is None else resize_mask(subjects, *size)
+        batch = ReferenceBatch(
+            features, self.structure.base_model, layers, size, self.timestep, PROMPT, subject=subject
+        )
         return ReferenceCache((batch,), per_latent=True)
 
     def frozen_tokens(self, latents: torch.Tensor, noise: torch.Tensor) -> dict[str, FrozenTokens]:

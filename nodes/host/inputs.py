@@ -1,8 +1,13 @@
-"""Images and masks from other nodes, which come in several layouts, in the layout that this pack uses."""
+"""What comes from other nodes and from prompts: images and masks in the layout that this pack uses, and numbers."""
 
 from __future__ import annotations
 
+import math
+from functools import wraps
+from typing import Any
+
 import torch
+from comfy_api.latest import io
 from torch.nn import functional
 
 from ...dreamcache_core.errors import DreamCacheError
@@ -57,6 +62,22 @@ def fit_masks(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         check_aspect((mask.shape[2], mask.shape[1]), (image.shape[2], image.shape[1]), "The mask")
     mask = functional.interpolate(mask.unsqueeze(1), size=image.shape[1:3], mode="bilinear").squeeze(1)
     return mask.expand(len(image), -1, -1)
+
+
+def check_numbers(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The same node, which refuses NaN and infinity: a prompt's JSON may hold them, and NaN passes all limits."""
+    execute = node.execute
+
+    @wraps(execute)
+    def execute_checked(cls: type[io.ComfyNode], *arguments: Any, **inputs: Any) -> Any:
+        for of_node, value in inputs.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                name = node.GET_SCHEMA().display_name
+                raise DreamCacheError(f"{of_node} of {name} is {value}: enter a number, or connect another node.")
+        return execute.__func__(cls, *arguments, **inputs)
+
+    node.execute = classmethod(execute_checked)
+    return node
 
 
 def _from_0_to_1(tensor: torch.Tensor, what: str) -> torch.Tensor:

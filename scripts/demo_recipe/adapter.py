@@ -185,10 +185,10 @@ class DemoBase(ComfyUIBase):
     def encode_images(self, images: torch.Tensor, keys: Sequence[str | None] = ()) -> torch.Tensor:
         return images
 
-    def cache(self, latents: torch.Tensor, noise: torch.Tensor) -> ReferenceCache:
+    def cache(self, latents: torch.Tensor, noise: torch.Tensor, subjects: torch.Tensor | None = None) -> ReferenceCache:
         if self._caption:
             self._empty_prompt = self.encode_prompts(self.captions)
-        return super().cache(latents, noise)
+        return super().cache(latents, noise, subjects)
 
 
 class _SummedLayer(AdapterLayer):

@@ -217,7 +217,7 @@ def test_training_shows_its_loss_and_samples_while_it_runs_and_after_a_reload_an
     page = front_end.page
     triplets_folder(server)
     front_end.load(_with_a_miniature_model(WORKFLOWS["dreamcache_train_adapter"]))
-    _set_widgets(front_end, "DreamCacheTrainAdapter", folder=TRIPLETS, name="watched", batch=2, sample_every=2)
+    _set_widgets(front_end, "DreamCacheTrainAdapter", folder=TRIPLETS, name="watched", batch=2, sample_every=5)
     _set_widgets(front_end, "DreamCacheTrainAdapter", resolution=64, precision="float32")
     _set_widgets(front_end, "DreamCacheTrainAdapter", sample_prompts="a cup on a beach")
     page.get_by_role("textbox", name="Batch Count").fill("1")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.training.batches import make_batches
+from dreamcache.dreamcache_core.training.loss import Batch
 from dreamcache.dreamcache_core.training.settings import TrainingSettings
 from dreamcache.dreamcache_core.training.triplet_files import save_triplet
 from dreamcache.dreamcache_core.training.triplets import Triplets, open_triplets
@@ -26,8 +29,8 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> Triplets:
     return open_triplets(folder)
 
 
-def steps(triplets: Triplets, count: int, **how: int) -> list:
-    return list(itertools.islice(make_batches(triplets, SETTINGS, 32, **how), count))
+def steps(triplets: Triplets, count: int, settings: TrainingSettings = SETTINGS, **how: int) -> list:
+    return list(itertools.islice(make_batches(triplets, settings, 32, **how), count))
 
 
 def test_every_epoch_has_each_sample_once(triplets: Triplets) -> None:
@@ -61,6 +64,42 @@ def test_later_steps_are_the_same_when_begun_with(triplets: Triplets) -> None:
     (_, _, third) = steps(triplets, 3)
     assert later[0].numbers == third[0].numbers
     assert torch.equal(later[0].references, third[0].references)
+
+
+def test_of_a_share_of_references_only_the_subject_is_read(triplets: Triplets) -> None:
+    def all_of(share: float, **how: int) -> list[Batch]:
+        return [batch for (batch,) in steps(triplets, 25, replace(SETTINGS, subject_only=share), **how)]
+
+    none, some, every = all_of(0.0), all_of(0.3), all_of(1.0)
+    assert all(batch.subjects is None for batch in none)
+    counts = []
+    for share in (some, every):
+        counts.append(0)
+        for batch, plain in zip(share, none, strict=True):
+            # All else is the same, to the bit.
+            assert torch.equal(batch.references, plain.references)
+            assert torch.equal(batch.targets, plain.targets)
+            assert (list(batch.prompts), batch.reference_keys) == (list(plain.prompts), plain.reference_keys)
+            everywhere = torch.ones(batch.references.shape[:3])
+            subjects = everywhere if batch.subjects is None else batch.subjects
+            for reference, subject in zip(batch.references, subjects, strict=True):
+                if not subject.all():
+                    # The pictures have no green, and the white around them has.
+                    assert torch.equal(subject > 0.5, reference[..., 1] < 0.5)
+                    counts[-1] += 1
+    assert 20 < counts[0] < 40
+    assert 90 < counts[1] <= 100
+    later = all_of(1.0, first_step=2)
+    for one, other in zip(every[2:], later[:23], strict=True):
+        assert one.subjects is not None and other.subjects is not None
+        assert torch.equal(one.subjects, other.subjects)
+
+
+def test_a_reference_of_its_own_is_read_as_a_whole(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "red")
+    save_triplet(tmp_path, {"generation": picture, "reference": picture}, "a picture")
+    ((batch,),) = steps(open_triplets(tmp_path), 1, replace(SETTINGS, subject_only=1.0))
+    assert batch.subjects is None
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(triplets: Triplets) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import resource
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,23 +20,34 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import describe_adapter, load_adapter, save_adapter
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.adapter.provenance import Provenance
+from dreamcache.dreamcache_core.evaluation.dino import VisionTransformer, load_vision_transformer
 from dreamcache.dreamcache_core.io import file_state
 from dreamcache.dreamcache_core.io.base_checkpoint import checkpoint_family
 from dreamcache.dreamcache_core.io.disk_cache import DiskCache
+from dreamcache.dreamcache_core.io.pickle_file import open_pickle
 from dreamcache.dreamcache_core.reference.cache import CachingInput, ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.file import describe_references, load_references, save_references
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, save_checkpoint
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from dreamcache.dreamcache_core.training.triplet_files import find_triplets
+from dreamcache.dreamcache_core.training.validation import Validation
 from dreamcache.dreamcache_core.unet import TransformerLayer
 from PIL import Image
 from safetensors.torch import save_file
-from support.damage import damage_bytes, damage_json, damage_tensor_file, damage_zip, dump_json, odd_pickle, verdict
+from support.damage import (
+    RunsCode,
+    attack,
+    damage_bytes,
+    damage_json,
+    damage_tensor_file,
+    damage_zip,
+    dump_json,
+    odd_pickle,
+    verdict,
+)
 
 MEMORY = 2**30
-SECONDS = 10
-"""Of the processor's time that a file may take: far more than it needs, and less than for ever."""
 
 LAYERS = (TransformerLayer("middle_block.1", 64, 1), TransformerLayer("output_blocks.4.1", 64, 1))
 
@@ -57,30 +68,12 @@ def count(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--damaged-files")
 
 
-def attack(count: int, seed: str, path: Path, damage: Callable[[Random], bytes], read: Callable[[], None]) -> None:
-    """Write `count` damaged files to `path`, and read each."""
-
-    def too_long(*_: object) -> None:
-        raise TimeoutError(f"{SECONDS} s of the processor's time")
-
-    before = signal.signal(signal.SIGPROF, too_long)
-    try:
-        for number in range(count):
-            path.write_bytes(damage(Random(f"{seed}/{number}")))
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            try:
-                read()
-            except Exception as error:
-                raise AssertionError(f"file {number} of {seed}") from error
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-    finally:
-        signal.signal(signal.SIGPROF, before)
-
-
-def check_same_verdict(described: str | None, loaded: str | None) -> None:
-    """A description is that of the header, and only NaN among the values can make it differ from loading."""
-    assert described == loaded or (described is None and loaded and "contains NaN or infinity" in loaded)
+def check_same_verdict(described: str | None, loaded: str | None, *of_values: str) -> None:
+    """A description is that of the header, and only the values can make it differ from loading: with NaN, or with what
+    `of_values` says.
+    """
+    of_values = ("contains NaN or infinity", *of_values)
+    assert described == loaded or (described is None and loaded and any(words in loaded for words in of_values))
 
 
 def an_adapter() -> Adapter:
@@ -113,22 +106,76 @@ def test_an_adapter_is_described_as_it_loads(whose: str, count: int, tmp_path: P
     attack(count, f"adapter, {whose}", path, lambda random: damage_tensor_file(sound, random), read)
 
 
-def test_a_pickled_adapter_runs_no_code(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_adapter_is_described_as_it_loads_and_runs_no_code(zipped: bool, count: int, tmp_path: Path) -> None:
     path, trap = tmp_path / "adapter.pt", tmp_path / "trap"
-    torch.save(authors_tensors(), path)
+    torch.save(authors_tensors(), path, _use_new_zipfile_serialization=zipped)
     sound = path.read_bytes()
     assert verdict(lambda: load_adapter(path)) is None
 
     def damage(random: Random) -> bytes:
-        return damage_zip(sound, random) if random.randrange(2) else odd_pickle(authors_tensors(), trap, random)
+        if random.randrange(2):
+            return odd_pickle(authors_tensors(), trap, random)
+        return damage_zip(sound, random) if zipped else damage_bytes(sound, random)
 
     def read() -> None:
-        if verdict(lambda: load_adapter(path)) is None:
+        problem = verdict(lambda: load_adapter(path))
+        # A zip has a checksum of its values.
+        check_same_verdict(describe_adapter(path).problem, problem, *["is damaged or incomplete"] * zipped)
+        if problem is None:
             adapter = load_adapter(path).adapter
             assert all(tensor.is_floating_point() for tensor in adapter.state_dict().values())
         assert not trap.exists()
 
-    attack(count, "pickled adapter", path, damage, read)
+    attack(count, f"pickled adapter, {zipped}", path, damage, read)
+
+
+def test_only_a_pickle_that_names_code_is_called_dangerous(tmp_path: Path) -> None:
+    path, code = tmp_path / "adapter.pt", RunsCode(tmp_path / "trap")
+    dangerous, damaged = "such a file can run any program", "is damaged or incomplete"
+
+    def check(content: Any, words: str, zipped: bool = True) -> None:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        problem = describe_adapter(path).problem
+        assert problem and words in problem
+        assert verdict(lambda: load_adapter(path)) == problem
+        assert not code.path.exists()
+
+    for zipped in (True, False):
+        check(code, dangerous, zipped)
+        check({**authors_tensors(), "epoch": code}, dangerous, zipped)
+        check({**authors_tensors(), "epoch": 3}, "contains other things than tensors", zipped)
+        # It claims more numbers than it has.
+        check({"weight": torch.zeros(1).expand(1000, 1000)}, damaged, zipped)
+        torch.save(authors_tensors(), path, _use_new_zipfile_serialization=zipped)
+        check(path.read_bytes()[:-100_000], damaged)
+        check(path.read_bytes()[:100], damaged)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        check(pickle.dumps(code, protocol), dangerous)
+    for nonsense in (b"", b"PK", b"PK\3\4", b"This file was moved.", b"copy this\nor that\n", pickle.dumps(3)[:-1]):
+        check(nonsense, damaged)
+    # Python would make room for as many places.
+    check(b"\x80\2Nr\xff\xff\xff\xff.", damaged)
+
+
+def test_pickled_tensors_are_those_that_pytorch_reads(tmp_path: Path) -> None:
+    path, network = tmp_path / "weights.pt", torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    both = torch.randn(4, 6)
+    tensors = {"part": both[1:, 2:], "turned": both.T, "empty": both[:0], "number": torch.tensor(3)}
+    tensors |= {"parameter": torch.nn.Parameter(both), "bfloat16": both.bfloat16()}
+    for content in (network.state_dict(), tensors):
+        for zipped in (True, False):
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+            with open_pickle(path) as file:
+                read = file.read()
+            expected = torch.load(path, weights_only=True)
+            assert read.keys() == expected.keys()
+            for name, tensor in read.items():
+                assert tensor.dtype == expected[name].dtype
+                assert torch.equal(tensor, expected[name])
 
 
 def references(version: int, path: Path) -> bytes:
@@ -174,6 +221,24 @@ def test_a_reference_is_described_as_it_loads_and_then_computes(version: int, co
                 file.references.bias(layer.name)
 
     attack(count, f"reference {version}", path, lambda random: damage_tensor_file(sound, random), read)
+
+
+def test_a_damaged_dino_is_refused_or_embeds(count: int, tmp_path: Path) -> None:
+    path, image = tmp_path / "dino.safetensors", torch.zeros(1, 32, 32, 3)
+    # Its own names are read like those of its authors.
+    save_file(VisionTransformer(64, 1, 64, 16, 32).state_dict(), path)
+    sound = path.read_bytes()
+    assert load_vision_transformer(path)
+
+    def read() -> None:
+        def load() -> None:
+            network = load_vision_transformer(path)
+            assert network is None or network(network.preprocess(image)).shape == (1, network.class_token.shape[2])
+
+        problem = verdict(load)
+        assert problem is None or path.name in problem
+
+    attack(count, "DINO", path, lambda random: damage_tensor_file(sound, random), read)
 
 
 def test_the_family_of_a_damaged_checkpoint_is_a_text_or_unknown(count: int, tmp_path: Path) -> None:
@@ -295,6 +360,20 @@ def test_damaged_state_of_a_training_does_not_end_it(count: int, tmp_path: Path)
         assert len(TrainingFolder(tmp_path).losses()) == 3 and before >= 0
 
     attack(count, "losses", losses, lambda random: damage_bytes(b"0.5\n0.25\n0.125\n", random), read_losses)
+
+    validation, lines = Validation(2, 0.5, 0.75, 1.0, 0.01), tmp_path / "validations.jsonl"
+
+    def damage_line(random: Random) -> bytes:
+        line = dump_json(damage_json(validation.to_json(), random), random)
+        return damage_bytes(f"{line}\n".encode(errors="surrogatepass") * 2, random)
+
+    def read_validations() -> None:
+        kept = TrainingFolder(tmp_path).validations(3)
+        assert all(isinstance(each.gap, float) and each.step <= 3 for each in kept)
+        TrainingFolder(tmp_path).keep_validations(kept)
+        assert TrainingFolder(tmp_path).validations() == kept
+
+    attack(count, "validations", lines, damage_line, read_validations)
 
 
 def test_a_damaged_encoding_is_made_again(count: int, tmp_path: Path) -> None:

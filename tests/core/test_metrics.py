@@ -89,3 +89,11 @@ def test_a_picture_is_like_itself_and_masked_it_is_whatever_its_background(photo
 def test_a_network_that_overflows_is_named() -> None:
     with pytest.raises(DreamCacheError, match="The embedding of an image by mean colours contains NaN or infinity"):
         SubjectMetrics(MetricNetworks(dino=ByColour()), [plain(float("nan"), 0, 0)])
+
+    class Overflows(ByColour):
+        def encode_prompt(self, prompt: str) -> torch.Tensor:
+            return torch.full((3,), float("inf"))
+
+    networks = MetricNetworks(clip_image=ByColour(), clip_text=Overflows())
+    with pytest.raises(DreamCacheError, match="The embedding of a prompt by mean colours contains NaN or infinity"):
+        SubjectMetrics(networks, [plain(1, 0, 0)]).measure(plain(1, 0, 0), "red")

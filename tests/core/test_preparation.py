@@ -206,6 +206,8 @@ def test_triplets_are_looked_at_in_a_contact_sheet(tmp_path: Path, say: Callable
         assert sheet.height > 5 * 256
     with pytest.raises(SystemExit, match="nowhere is not a folder"):
         say("look", "--data", tmp_path / "nowhere", "--sheet", tmp_path / "sheet.png")
+    with pytest.raises(SystemExit, match=r"sheet\.png/two\.png cannot be written: a file has the name of a folder"):
+        say("look", "--data", tmp_path / "triplets", "--sheet", tmp_path / "sheet.png" / "two.png")
 
 
 def test_wrong_options_and_empty_data_end_the_command_with_a_sentence(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -12,10 +14,11 @@ import torch
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.io.images import to_tensor
-from dreamcache.dreamcache_core.reference.cache import ReferenceBatch, ReferenceCache, Source
+from dreamcache.dreamcache_core.io.tensor_file import write_file
+from dreamcache.dreamcache_core.reference.cache import CachingInput, ReferenceBatch, ReferenceCache, Source
 from dreamcache.dreamcache_core.reference.combining import average, combine
 from dreamcache.dreamcache_core.reference.contents import Precision
-from dreamcache.dreamcache_core.reference.file import load_references, save_references
+from dreamcache.dreamcache_core.reference.file import describe_references, load_references, save_references
 from dreamcache.dreamcache_core.reference.thumbnails import make_thumbnail
 from dreamcache.dreamcache_core.unet import DEFAULT_STAGES, STAGES, UNetStructure, select_layers
 from PIL import Image
@@ -87,6 +90,71 @@ def test_a_file_that_lacks_features_is_refused(cache: ReferenceCache, tmp_path: 
         tensors = {name: file.get_tensor(name) for name in names[1:]}
     save_file(tensors, path, metadata)
     with pytest.raises(DreamCacheError, match=re.escape(f"cache.safetensors lacks '{names[0]}'")):
+        load_references(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("0.middle_block.1", (2, 1280, 3)),
+        ("0.middle_block.1", (2, 640, 3, 5)),
+        ("0.subject", (1, 24, 40)),
+        ("0.caching_input.latent", (2, 3, 24, 40)),
+        ("0.caching_input.latent", (1, 4, 24, 40)),
+        ("0.caching_input.noise", (2, 4, 24, 24)),
+        ("0.caching_input.context", (77, 768)),
+    ],
+)
+def test_a_file_with_a_tensor_of_another_shape_is_refused(
+    batch: ReferenceBatch, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    path, latents = tmp_path / "cache.safetensors", torch.zeros(2, 4, 24, 40)
+    given = CachingInput(latents, latents, torch.zeros(1, 77, 768), torch.zeros(1, 768))
+    whole = replace(batch, subject=torch.ones(2, 24, 40), caching_inputs=(given,))
+    save_references(path, ReferenceCache((whole,)))
+    assert load_references(path).references.batches[0].caching_inputs
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}
+    for changed in {name, name.replace("latent", "noise")}:
+        assert changed in tensors
+        tensors[changed] = torch.zeros(shape)
+    save_file(tensors, path, metadata)
+    check_damaged(path)
+
+
+@pytest.mark.parametrize("thumbnails", [[(513, 8)], [(8, 8)] * 1001], ids=["large", "many"])
+def test_thumbnails_are_few_and_small(cache: ReferenceCache, tmp_path: Path, thumbnails: list[tuple[int, int]]) -> None:
+    path = tmp_path / "cache.safetensors"
+    save_references(path, cache)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}
+    header = json.loads(metadata["header"])
+    jpegs = []
+    for size in thumbnails:
+        content = io.BytesIO()
+        Image.new("RGB", size).save(content, "JPEG")
+        jpegs.append(base64.b64encode(content.getvalue()).decode())
+    header["caches"][0]["source"] = {"base_hash": "", "patched": False, "version": "1", "thumbnails": jpegs}
+    save_file(tensors, path, {**metadata, "header": json.dumps(header)})
+    check_damaged(path)
+
+
+def check_damaged(path: Path) -> None:
+    """The header is refused in the same sentence when it is described and when it is loaded."""
+    with pytest.raises(DreamCacheError) as raised:
+        load_references(path)
+    assert str(raised.value) == f"{path.name} has a damaged header: download it again."
+    assert describe_references(path).problem == str(raised.value)
+
+
+def test_a_header_too_large_to_read_is_neither_written_nor_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    with pytest.raises(DreamCacheError, match=r"large\.safetensors would have a header of more than 8 MB: save fewer"):
+        write_file(path, "reference_cache", 2, {"prompt": "x" * 8_100_000}, {"tensor": torch.zeros(1)})
+    assert not path.exists()
+    header = b"{}" + b" " * 16_000_000
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DreamCacheError, match="is damaged or incomplete"):
         load_references(path)
 
 

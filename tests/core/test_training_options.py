@@ -26,7 +26,9 @@ class Command:
     def read(self, *arguments: str, config: object = None) -> Namespace:
         """`config`: the content of a config file, if any."""
         if config is not None:
-            self._config.write_text(config if isinstance(config, str) else json.dumps(config))
+            text = config if isinstance(config, str) else json.dumps(config)
+            # With a byte-order mark, as Windows' Notepad writes it; a lone surrogate is a byte that is no UTF-8.
+            self._config.write_bytes("\ufeff".encode() + text.encode(errors="surrogateescape"))
             arguments = (*arguments, f"--config={self._config}")
         self._patch.setattr("sys.argv", ["train", *self._required, *arguments])
         return read_options()
@@ -62,6 +64,7 @@ def test_a_config_overrides_a_recipe_and_the_command_line_overrides_both(command
         (["--batch", "0"], None, "batch is 0: give a whole number of at least 1"),
         (["--held-out", "-1"], None, "held_out is -1: give a whole number of at least 0"),
         (["--learning-rate", "nan"], None, "learning_rate is nan: give a number of at least 0"),
+        (["--subject-only", "1.5"], None, "subject_only is 1.5: give a number of 0 to 1"),
         (["--resolution", "100"], None, "the resolution 100 is not a multiple of 8: use 96"),
         (["--checkpoint", "gone.safetensors"], None, "gone.safetensors is not there: give the file of a base model"),
         ([], {"steps": 4.5}, "steps is 4.5: give a whole number of at least 1"),
@@ -70,9 +73,12 @@ def test_a_config_overrides_a_recipe_and_the_command_line_overrides_both(command
         ([], {"precision": "fp16"}, "precision is 'fp16': choose one of bfloat16, float32"),
         ([], {"recipe": "weekend"}, "recipe is 'weekend': choose one of smoke, evening, paper"),
         ([], {"step": 3}, "has settings that don't exist: step"),
-        ([], "{", "can't be read as a JSON object of settings: Expecting"),
+        ([], "{", "can't be read as a JSON object of settings: not JSON: Expecting"),
+        ([], "[" * 100_000, "can't be read as a JSON object of settings: not JSON: "),
+        ([], '{"ema": NaN}', "can't be read as a JSON object of settings: not JSON: NaN is no number"),
+        ([], "\udce9", "settings.json cannot be read as UTF-8 text: save it in UTF-8"),
         ([], [], "can't be read as a JSON object of settings: it is no JSON object"),
-        (["--config", "gone.json"], None, "gone.json can't be read as a JSON object of settings"),
+        (["--config", "gone.json"], None, "gone.json cannot be read: it does not exist; check its name"),
     ],
 )
 def test_what_training_cannot_use_is_named(

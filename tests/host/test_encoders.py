@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_vision
 import comfy.sd1_clip
@@ -14,6 +17,8 @@ from dreamcache.dreamcache_core.io.images import to_tensor
 from dreamcache.nodes.host import encoders
 from harness.workflow_prompt import PHOTOGRAPH
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.damage import attack, damage_tensor_file, verdict
 from support.miniature import models
 from support.small_networks import SIDE, new_clip, write
 
@@ -75,6 +80,54 @@ def test_dinov2_measures_as_well_but_is_no_clip() -> None:
     assert encoders.ClipVisionEncoder(encoder).encode_image(torch.rand(70, 70, 3)).shape == (64,)
     with pytest.raises(DreamCacheError, match="A DINOv2 is not a CLIP"):
         encoders.clip_image_encoder(encoder)
+
+
+def test_files_with_weights_of_other_names_or_shapes_are_refused(clip_file: Path, tmp_path: Path) -> None:
+    images = encoders.load_clip_image_encoder(clip_file)
+    tensors = load_file(clip_file)
+
+    def refusal(load: Callable[[Path], Any], tensors: Mapping[str, torch.Tensor]) -> str:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "odd.safetensors")
+        with pytest.raises(DreamCacheError) as raised:
+            load(tmp_path / "odd.safetensors")
+        return str(raised.value)
+
+    def renamed(name: str) -> dict[str, torch.Tensor]:
+        return {each + "_" * (each == name): tensor for each, tensor in tensors.items()}
+
+    def cut(name: str) -> dict[str, torch.Tensor]:
+        return {**tensors, name: tensors[name][:-1]}
+
+    for load, part in (
+        (encoders.load_clip_image_encoder, "vision_model"),
+        (partial(encoders.load_clip_text_encoder, image_encoder=images), "text_model"),
+    ):
+        name = f"{part}.encoder.layers.1.mlp.fc2.bias"
+        assert refusal(load, renamed(name)) == (
+            f"odd.safetensors lacks the weight {name}: download it again, or use another file."
+        )
+        assert refusal(load, cut(name)).startswith("odd.safetensors cannot be loaded as a CLIP, because it is damaged")
+    index = "bb.layers.1.blocks.0.attn.relative_position_index"
+    sentence = "odd.safetensors lacks the weight bb.patch_embed.proj.weight and 686 more: "
+    assert refusal(encoders.load_mask_finder, {index: torch.zeros(144, 144).long()}).startswith(sentence)
+    sentence = "odd.safetensors cannot be loaded as a BiRefNet, because it is damaged"
+    assert refusal(encoders.load_mask_finder, {index: torch.zeros(3).long()}).startswith(sentence)
+    sentence = "odd.safetensors contains no known DINO: "
+    assert refusal(encoders.load_dino, {"pos_embed": torch.zeros(1), "cls_token": torch.zeros(1)}).startswith(sentence)
+
+
+def test_a_damaged_clip_is_refused_or_embeds(
+    clip: transformers.CLIPModel, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = write(clip, tmp_path / "clip_vision.safetensors", without=("text_",))
+    sound = path.read_bytes()
+
+    def read() -> None:
+        problem = verdict(lambda: encoders.load_clip_image_encoder(path).encode_image(torch.zeros(SIDE, SIDE, 3)))
+        assert problem is None or path.name in problem
+
+    count = request.config.getoption("--damaged-files")
+    attack(count, "CLIP", path, lambda random: damage_tensor_file(sound, random), read)
 
 
 def test_files_of_other_networks_are_refused(clip: transformers.CLIPModel, clip_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +14,18 @@ import pytest
 import safetensors.torch
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_api.latest._input.curve_types import LinearCurve
+from dreamcache import DreamCacheExtension
+from dreamcache.dreamcache_core.adapter.file import SUFFIXES
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.generation import GenerationSettings
 from dreamcache.nodes.host.base_model import load_checkpoint, loras_of
+from dreamcache.nodes.host.folders import ADAPTERS, REFERENCES, register_models_folder
 from dreamcache.nodes.host.generation import generate
 from dreamcache.nodes.host.inputs import as_region, fit_masks, to_rgb
 from dreamcache.nodes.host.reference import encode_reference
+from dreamcache.nodes.strengths import DreamCacheStrengths
 from support.miniature import models
 
 NAN, INFINITE = math.nan, math.inf
@@ -56,6 +63,26 @@ def test_nan_in_what_is_connected_is_named(encode: Callable, value: float) -> No
         as_region(spoiled(MASK, value))
 
 
+def test_every_node_refuses_nan_for_a_number() -> None:
+    register_models_folder(ADAPTERS, SUFFIXES)
+    register_models_folder(REFERENCES, SUFFIXES)
+    refused = 0
+    for node in asyncio.run(DreamCacheExtension().get_node_list()):
+        for of_node in node.GET_SCHEMA().inputs:
+            if isinstance(of_node, io.Float.Input):
+                sentence = f"^{of_node.id} of {node.GET_SCHEMA().display_name} is nan: enter a number, "
+                with pytest.raises(DreamCacheError, match=sentence):
+                    node.execute(**{of_node.id: NAN})
+                refused += 1
+    assert refused > 10
+
+
+def test_nan_in_a_curve_is_named() -> None:
+    curve = LinearCurve([(0.0, NAN), (1.0, 1.0)])
+    with pytest.raises(DreamCacheError, match="The curve contains NaN or infinity: draw another"):
+        DreamCacheStrengths.execute(1.0, 1.0, 1.0, 1.0, "constant", "", curve)
+
+
 def test_a_vae_that_overflows_is_named() -> None:
     model, clip = models.unet_patcher("sd15"), models.clip("sd15")
     with pytest.raises(DreamCacheError, match=r"What the VAE makes of the image contains NaN .* ComfyUI's --fp32-vae"):
@@ -87,6 +114,9 @@ def test_a_mask_of_another_shape_is_refused_with_both_sizes(encode: Callable) ->
 def test_a_grey_mask_is_said_to_be_grey(encode: Callable) -> None:
     with pytest.raises(DreamCacheError, match="Mask 1 is at most 40% white, so there is no subject to encode"):
         encode(IMAGE, 0.4 * MASK)
+    # As ComfyUI's Load Image makes of one of labels, 0 and 1.
+    with pytest.raises(DreamCacheError, match=r"Mask 1 is at most 0\.4% white, so there is no subject to encode"):
+        encode(IMAGE, MASK / 255)
 
 
 def with_lora(model: ModelPatcher, seed: int = models.SEED, strength: float = 1.0) -> ModelPatcher:
@@ -115,6 +145,6 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     assert refusal("folder.safetensors").startswith("…/folder.safetensors cannot be read: it is a folder, not a file")
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
-    assert refusal("damaged.safetensors").startswith("ComfyUI cannot load …/damaged.safetensors: ")
+    assert refusal("damaged.safetensors").startswith("damaged.safetensors cannot be loaded as a checkpoint, because")
     safetensors.torch.save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert refusal("other.safetensors").startswith("ComfyUI cannot load …/other.safetensors: ")
+    assert refusal("other.safetensors").startswith("other.safetensors cannot be loaded as a checkpoint, because")

@@ -1,4 +1,4 @@
-"""The training command, killed at random moments: it resumes, and ends as if it had never been killed.
+"""The training command, stopped by signals or killed at random moments: it resumes, and ends as if it never had been.
 
 `pytest tests/host/test_kills.py --kills 100` kills it that many times.
 """
@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -17,7 +19,25 @@ from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint, new
 from dreamcache.dreamcache_core.training.output_folder import TrainingFolder
 from support.train_command import Command, save_triplets
 
-STEPS, EVERY = 12, 2
+STEPS, EVERY = 8, 2
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A training that nothing stopped. `seconds`: how long it took."""
+
+    folder: Path
+    triplets: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def straight(short_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    folder, triplets = tmp_path_factory.mktemp("straight"), save_triplets(tmp_path_factory.mktemp("triplets"))
+    began = time.monotonic()
+    trained = Command(short_models[0], triplets, folder).run("--steps", str(STEPS), "--every", str(EVERY))
+    assert not trained.returncode, trained.stderr
+    return Straight(folder, triplets, time.monotonic() - began)
 
 
 def check_finished(folder: Path, straight: Path) -> None:
@@ -35,21 +55,44 @@ def check_finished(folder: Path, straight: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in straight.iterdir())
 
 
+def test_the_command_stops_after_a_step_and_resumes_to_the_bit(
+    short_models: tuple[Path, Path], straight: Straight, tmp_path: Path
+) -> None:
+    """Stopped twice, and between two checkpoints."""
+    command = Command(short_models[0], straight.triplets, tmp_path)
+    settings = ["--steps", str(STEPS), "--every", "100", "--workers", "1"]
+    step = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = command.start(*settings)
+        while len(TrainingFolder(tmp_path).losses()) == step:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        said, errors = process.communicate()
+        assert process.returncode == 1
+        assert (f"Resuming after step {step}." in said) == (step > 0)
+        (stopped,) = re.findall(r"^Stopped after step (\d): the same command resumes there\.$", errors, re.MULTILINE)
+        assert step < int(stopped) < STEPS
+        step = int(stopped)
+        assert newest_checkpoint(tmp_path) == tmp_path / f"step_{step:09}.checkpoint"
+        assert load_adapter(tmp_path / "adapter.safetensors").adapter.provenance[0].steps == step
+
+    assert f"Resuming after step {step}." in command.run(*settings).stdout
+    states = [load_checkpoint(folder) for folder in (straight.folder, tmp_path)]
+    expected, adapter = (state["adapter"] for state in states if state)
+    assert all(torch.equal(adapter[name], tensor) for name, tensor in expected.items())
+    assert TrainingFolder(tmp_path).losses() == TrainingFolder(straight.folder).losses()
+
+
 def test_the_command_resumes_from_any_kill_and_ends_with_the_adapter_of_the_last_step(
-    short_models: tuple[Path, Path], tmp_path: Path, request: pytest.FixtureRequest
+    short_models: tuple[Path, Path], straight: Straight, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     settings = ["--steps", str(STEPS), "--every", str(EVERY)]
-    triplets, straight = save_triplets(tmp_path / "triplets"), tmp_path / "straight"
-    began = time.monotonic()
-    command = Command(short_models[0], triplets, straight)
-    assert not command.run(*settings).returncode
-    longest = time.monotonic() - began
-
     random, killed, folders = Random(1), 0, 0
     while killed < request.config.getoption("--kills"):
         folders += 1
         folder = tmp_path / f"killed{folders}"
-        command = Command(short_models[0], triplets, folder)
+        command = Command(short_models[0], straight.triplets, folder)
         while killed < request.config.getoption("--kills"):
             before, taken = newest_checkpoint(folder), len(TrainingFolder(folder).losses())
             process = command.start(*settings)
@@ -59,7 +102,7 @@ def test_the_command_resumes_from_any_kill_and_ends_with_the_adapter_of_the_last
                     time.sleep(0.001)
                 time.sleep(random.expovariate(1))
             else:
-                time.sleep(random.uniform(0, longest))
+                time.sleep(random.uniform(0, straight.seconds))
             finished = process.poll() is not None
             process.kill()
             said, errors = process.communicate()
@@ -72,4 +115,4 @@ def test_the_command_resumes_from_any_kill_and_ends_with_the_adapter_of_the_last
                 break
         finish = command.run(*settings)
         assert not finish.returncode, finish.stderr
-        check_finished(folder, straight)
+        check_finished(folder, straight.folder)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from benchmarks.speed.counting import bench_on_paper, count_step
 from benchmarks.speed.reference_only import reference_only
-from benchmarks.speed.variants import OWN_ATTENTION, PLAIN, READING, REFERENCE_ONLY, VARIANTS
+from benchmarks.speed.variants import OWN_AND_PLAIN, OWN_ATTENTION, PLAIN, READING, REFERENCE_ONLY, VARIANTS
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
 from dreamcache.dreamcache_core.adapter.strengths import Strengths
@@ -79,7 +79,11 @@ def test_it_is_reference_only(structure: str, adapter: SelfAttentionAdapter) -> 
     settings: list[dict[str, Any]] = [{}, {"sampler": "heun", "scheduler": "karras", "steps": 3}]
     for how in settings:
         ours = setting.sample(setting.injected(cache, adapter), **how)
-        assert difference(ours, setting.sample(plain_form, **how)) < EXACT
+        expected = setting.sample(plain_form, **how)
+        assert difference(ours, expected) < EXACT
+        # A region needs the attention without the reference, too.
+        everywhere = setting.injected(cache, adapter, region=torch.ones(1, 4, 4))
+        assert difference(setting.sample(everywhere, **how), expected) < EXACT
         assert difference(ours, setting.sample(setting.model, **how)) > 100 * EXACT
 
 
@@ -323,6 +327,10 @@ def test_a_cache_that_cannot_be_encoded_again_is_refused(setting: Setting, tmp_p
     for cache in (old, loaded):
         with pytest.raises(DreamCacheError, match="holds features of one timestep, which only trained adapters use"):
             setting.injected(cache)
+    (given,) = batch.caching_inputs
+    narrow = ReferenceCache((replace(batch, caching_inputs=(replace(given, context=given.context[..., :-1]),)),))
+    with pytest.raises(DreamCacheError, match="The empty prompt in the reference cache is not one that a U-Net of"):
+        setting.injected(narrow)
     with pytest.raises(DreamCacheError, match="was encoded with"):
         inject(models.unet_patcher("sd21"), Injection(OWN, setting.cache()))
     with pytest.raises(DreamCacheError, match=r"load a checkpoint of SD1\.x, SD2\.x or SDXL"):
@@ -334,8 +342,10 @@ def test_a_step_costs_what_the_table_says() -> None:
     bench = bench_on_paper()
     plain = count_step(VARIANTS[PLAIN](bench), 512)
     times_plain = {
-        name: count_step(VARIANTS[name](bench), 512) / plain for name in (READING, OWN_ATTENTION, REFERENCE_ONLY)
+        name: count_step(VARIANTS[name](bench), 512) / plain
+        for name in (READING, OWN_ATTENTION, OWN_AND_PLAIN, REFERENCE_ONLY)
     }
     assert times_plain[READING] < 1.05
-    assert 1.08 < times_plain[OWN_ATTENTION] < 1.12
+    assert 1.03 < times_plain[OWN_ATTENTION] < 1.04
+    assert 1.08 < times_plain[OWN_AND_PLAIN] < 1.09
     assert times_plain[REFERENCE_ONLY] > 2.0

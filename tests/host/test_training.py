@@ -187,6 +187,20 @@ def test_each_sample_reads_its_own_reference_as_it_would_alone() -> None:
     assert ((denoising_loss(trainer.base, swapped, SETTINGS) - whole).abs() > 1e-4).all()
 
 
+def test_only_the_subject_of_some_references_is_read() -> None:
+    trainer, plain = new_trainer(), batch(0)
+    whole = denoising_loss(trainer.base, plain, SETTINGS)
+    subjects = torch.ones(4, 64, 64)
+    assert torch.equal(denoising_loss(trainer.base, replace(plain, subjects=subjects), SETTINGS), whole)
+    subjects[1:3, :, 24:] = 0
+    losses = denoising_loss(trainer.base, replace(plain, subjects=subjects), SETTINGS)
+    torch.testing.assert_close(losses[[0, 3]], whole[[0, 3]], rtol=1e-4, atol=1e-4)
+    assert ((losses - whole)[1:3].abs() > 1e-4).all()
+    alone = replace(batch(1, size=1), subjects=subjects[1:2])
+    torch.testing.assert_close(denoising_loss(trainer.base, alone, SETTINGS), losses[1:2], rtol=1e-4, atol=1e-4)
+    assert math.isfinite(trainer.train([replace(plain, subjects=subjects)]))
+
+
 @pytest.mark.parametrize("structure", ["sd15", "sd21_v"])
 def test_the_loss_is_the_textbooks(structure: str) -> None:
     """The mean square of what the U-Net's own output lacks to ε, or to v = √ᾱ·ε − √(1−ᾱ)·x₀."""

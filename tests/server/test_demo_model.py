@@ -11,10 +11,8 @@ import latent_preview
 import pytest
 import torch
 from demo_recipe import artwork
-from demo_recipe.adapter import AS_IT_SHIPS, Training
 from demo_recipe.artwork import PACKAGES, Subject
 from demo_recipe.evaluation import IMAGE_GUIDANCE, Case, Judge, Studio
-from demo_recipe.scenes import draw_scenes, encode_scenes
 from demo_recipe.yardstick import Yardstick
 from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
@@ -31,7 +29,7 @@ from support.miniature import models
 
 SUBJECTS = ROOT / "tests" / "support" / "subjects"
 """Some of those held out from all trainings, and what measures pictures of them."""
-FOUND, RANK_GAIN, COLOUR_GAIN, RIGHT_BACKGROUNDS, LOSS_GAIN = 0.85, 0.35, 0.08, 0.9, 0.97
+FOUND, RANK_GAIN, COLOUR_GAIN, RIGHT_BACKGROUNDS = 0.85, 0.35, 0.08, 0.9
 
 MODEL, ADAPTER = demo_model.FOLDER / demo_model.MODEL_FILE, demo_model.FOLDER / demo_model.ADAPTER_FILE
 
@@ -177,21 +175,6 @@ def test_it_draws_subjects_it_was_never_trained_on_where_the_prompt_puts_them(
     assert with_reference.rank >= without.rank + RANK_GAIN
     assert with_reference.colour <= without.colour - COLOUR_GAIN
     assert with_reference.background >= RIGHT_BACKGROUNDS
-
-
-def test_an_adapter_trained_on_it_for_two_minutes_reads_subjects_it_was_not_trained_on(
-    networks: demo_model.DemoNetworks, held_out: list[Subject], tmp_path: Path
-) -> None:
-    training = Training(networks)
-    scenes = encode_scenes(networks, draw_scenes(held_out[4:], [12], 320))
-    others = encode_scenes(networks, draw_scenes(held_out[:4], [13], 64))
-
-    def loss(steps: int) -> float:
-        trainer = training.run(scenes, tmp_path / str(steps), steps, AS_IT_SHIPS)
-        return training.loss(others, trainer.adapter)
-
-    # It begins by changing nothing: this is the loss without a reference.
-    assert loss(100) < LOSS_GAIN * loss(0)
 
 
 def latents(server: ComfyUIServer, prompt: Prompt) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
+import pickle
 import shutil
 import urllib.request
 from pathlib import Path
@@ -27,7 +29,7 @@ from harness.comfyui_server import ComfyUIServer
 from harness.workflow_prompt import OWN_ATTENTION
 from PIL import Image
 from safetensors.torch import save_file
-from support.damage import damage_tensor_file
+from support.damage import damage_tensor_file, damage_zip
 from support.graph import adapter_file
 
 AUTHORS_FILE = Path(__file__).parents[1] / "support" / "conformance" / "official_format_sd21_mini.pt"
@@ -67,8 +69,8 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUISer
     for number, header in enumerate(["[]", '{"base_model": "SD1.x", "layers": [{"width": 3}]}', "{}"]):
         metadata = {"format": "dreamcache.adapter", "version": "1", "header": header}
         save_file({"a": torch.zeros(1)}, folder / f"header{number}.safetensors", metadata)
-    # If it were opened, it would be reported as damaged.
-    (folder / "authors.pt").write_bytes(b"nothing")
+    (folder / "nothing.pt").write_bytes(b"nothing")
+    (folder / "code.pt").write_bytes(pickle.dumps(print))
     try:
         _, listed = ask(server, "/dreamcache/adapters")
         odd = {name.removeprefix("odd/"): listed[name] for name in listed if name.startswith("odd/")}
@@ -77,8 +79,8 @@ def test_a_file_that_cannot_be_used_is_listed_with_the_reason(server: ComfyUISer
         assert "is a LoRA" in odd["lora.safetensors"]["problem"]
         for number in range(3):
             assert "has a damaged header" in odd[f"header{number}.safetensors"]["problem"]
-        assert odd["authors.pt"]["format"] == ".pt, the authors' format, not opened"
-        assert odd["authors.pt"]["problem"] is None
+        assert "is damaged or incomplete" in odd["nothing.pt"]["problem"]
+        assert "was not opened because it contains more than tensors" in odd["code.pt"]["problem"]
 
         shutil.copyfile(good, folder / "cut.safetensors")
         assert ask(server, "/dreamcache/adapters/odd/cut.safetensors")[1]["problem"] is None
@@ -202,6 +204,10 @@ def test_no_file_empties_a_list_and_no_request_gets_a_raw_error(server: ComfyUIS
         for number in range(60):
             (folders[route] / f"{number}.safetensors").write_bytes(damage_tensor_file(content, random))
         (folders[route] / "circle.safetensors").symlink_to("circle.safetensors")
+    pickled = io.BytesIO()
+    torch.save({"weight": torch.ones(20, 20)}, pickled)
+    for number in range(20):
+        (folders["adapters"] / f"{number}.pt").write_bytes(damage_zip(pickled.getvalue(), random))
     training = server.base / "output" / "dreamcache_training" / "hostile"
     (training / "samples" / "step_000000001.png").mkdir(parents=True)
     (training / "losses.txt").write_bytes(random.randbytes(1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -142,12 +143,12 @@ def write_a_number(path: Path) -> None:
         (write_half_a_safetensors, "safetensors", "download it again"),
         (write_half_a_pickle, "pt", "download it again"),
         (write_text, "safetensors", "download it again"),
-        (write_text, "pt", "was not opened because it contains more than tensors"),
+        (write_text, "pt", "download it again"),
         (write_nothing, "safetensors", "download it again"),
         (write_nothing, "pt", "download it again"),
         (write_code, "pt", "was not opened because it contains more than tensors"),
         (write_bare_code, "pt", "was not opened because it contains more than tensors"),
-        (write_a_number, "pt", "is not a DreamCache adapter"),
+        (write_a_number, "pt", "contains other things than tensors"),
     ],
 )
 def test_files_that_are_no_adapter(server, write: Callable[[Path], None], suffix: str, words: str) -> None:
@@ -234,6 +235,11 @@ def test_the_server_refuses_values_out_of_range(server, settings: dict[str, floa
     scene = Scene(server)
     with pytest.raises(WorkflowError, match=r"ApplyDreamCache: Value -?[\d.]+ (bigger|smaller) than (max|min) of"):
         scene.sample(scene.apply(scene.model, **settings))
+
+
+def test_nan_is_refused_though_it_passes_all_limits(server) -> None:
+    message = failure_to_draw(Scene(server), strength=math.nan)
+    assert message.endswith("strength of Apply DreamCache is nan: enter a number, or connect another node.")
 
 
 def test_a_range_that_ends_before_it_begins_is_said_on_the_node(server) -> None:

@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import pickle
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 
 import torch
 from dreamcache.dreamcache_core.errors import DreamCacheError
+
+SECONDS = 10
+"""Of the processor's time that a file may take: far more than it needs, and less than for ever."""
 
 _ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 64, 10**9, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
@@ -32,6 +36,27 @@ def verdict(read: Callable[[], Any]) -> str | None:
     except DreamCacheError as error:
         return str(error)
     return None
+
+
+def attack(count: int, seed: str, path: Path, damage: Callable[[Random], bytes], read: Callable[[], None]) -> None:
+    """Write `count` damaged files to `path`, and read each."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"{SECONDS} s of the processor's time")
+
+    before = signal.signal(signal.SIGPROF, too_long)
+    try:
+        for number in range(count):
+            path.write_bytes(damage(Random(f"{seed}/{number}")))
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            try:
+                read()
+            except Exception as error:
+                raise AssertionError(f"file {number} of {seed}") from error
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+    finally:
+        signal.signal(signal.SIGPROF, before)
 
 
 def damage_bytes(content: bytes, random: Random) -> bytes:

@@ -26,7 +26,7 @@ def inject(model: ModelPatcher, injection: Injection) -> ModelPatcher:
     if isinstance(injection.adapter, SelfAttentionAdapter):
         injection = replace(injection, adapter=injection.adapter.on(structure))
         injection.cache.check_fits(structure, ())
-        injection.cache.check_noise_levels()
+        injection.cache.check_noise_levels(structure, reads_pooled=bool(model.model.adm_channels))
     else:
         injection.adapter.model.check_fits(structure)
         injection.cache.check_fits(structure, injection.layers)

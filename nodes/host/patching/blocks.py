@@ -52,19 +52,48 @@ class BlockHooks:
 def _attend_too(
     layer: str, transformer: torch.nn.Module, _: torch.nn.Module, args: tuple[Any, ...], arguments: Options
 ) -> tuple[tuple[Any, ...], Options] | None:
-    """A forward pre-hook of a block: adds the references' change as the last of all patches of its self-attention."""
+    """A forward pre-hook of a block: lets it attend to the references, by a patch of its self-attention."""
     options = arguments.get("transformer_options") or {}
     injections = [injection for injection in active_injections(options) if injection.strength_at(layer)]
-    if not injections:
+    if not injections or _is_hooked(options):
         return None
-    patches = options.get("patches", {})
-    others = patches.get("attn1_output_patch", ())
-    if any(isinstance(patch, partial) and patch.func is _add_references for patch in others):
-        return None  # Hooks of another clone of this model have done it.
-    patch = partial(_add_references, layer, transformer, injections, args[0], _is_patched(options))
-    # Last, so that patches which rearrange the self-attention's tokens have put them back.
-    patches = {**patches, "attn1_output_patch": [*others, patch]}
-    return args, {**arguments, "transformer_options": {**options, "patches": patches}}
+    patches, is_patched = options.get("patches", {}), _is_patched(options)
+    if not is_patched and _is_whole(injections, layer, len(args[0]), options):
+        patch = partial(_attend_to_both, layer, transformer, injections[0])
+        replaced = options.get("patches_replace", {})
+        attention = {**replaced.get("attn1", {}), options["block"]: patch}
+        changes = {"patches_replace": {**replaced, "attn1": attention}}
+    else:
+        patch = partial(_add_references, layer, transformer, injections, args[0], is_patched)
+        # Last, so that patches which rearrange the self-attention's tokens have put them back.
+        changes = {"patches": {**patches, "attn1_output_patch": [*patches.get("attn1_output_patch", ()), patch]}}
+    return args, {**arguments, "transformer_options": {**options, **changes}}
+
+
+def _is_hooked(options: Options) -> bool:
+    """Whether hooks of another clone of this model have added the references."""
+    patches = [
+        *options.get("patches", {}).get("attn1_output_patch", ()),
+        options.get("patches_replace", {}).get("attn1", {}).get(options.get("block")),
+    ]
+    return any(isinstance(patch, partial) and patch.func in (_add_references, _attend_to_both) for patch in patches)
+
+
+def _is_whole(injections: list[Injection], layer: str, rows: int, options: Options) -> bool:
+    """Whether every image token attends to the references at full strength, by the model's own attention: then nobody
+    needs its result without them, and the block computes its attention once.
+    """
+    run, first = run_state(options), injections[0]
+    return (
+        len(injections) == 1
+        and isinstance(first.adapter, SelfAttentionAdapter)
+        and first.strength_at(layer) == 1
+        and first.region is None
+        and first.strengths.curve not in run.curves
+        and run.observer is None
+        and "block" in options
+        and _attending_rows(first, rows, options, run) == [slice(rows)]
+    )
 
 
 def _is_patched(options: Options) -> bool:
@@ -74,6 +103,24 @@ def _is_patched(options: Options) -> bool:
     if place in replaced or (place and (*place, options.get("block_index", 0)) in replaced):
         return True
     return any(options.get("patches", {}).get(name) for name in ("attn1_patch", "attn1_output_patch"))
+
+
+def _attend_to_both(
+    layer: str,
+    transformer: torch.nn.Module,
+    injection: Injection,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: Options,
+) -> torch.Tensor:
+    """An attn1_replace: the block's own attention, to the references beside its image tokens.
+
+    `query`, `key`, `value`: of the image tokens, (prompts · batch, tokens, channels).
+    """
+    adapter = SelfAttentionLayer(transformer)
+    cached = _cached(adapter, injection, layer, query, options)
+    return adapter.attend_jointly(query, key, value, cached.key, cached.value, _attention(options), cached.bias)
 
 
 def _add_references(
@@ -91,12 +138,6 @@ def _add_references(
     `is_patched`: whether other nodes have changed that output.
     """
 
-    def attention(query, key, value, heads, bias=None):
-        precision = options.get("attn_precision")
-        return optimized_attention(
-            query, key, value, heads, mask=bias, attn_precision=precision, transformer_options=options
-        )
-
     run = run_state(options)
     result = self_attention.clone()
     for injection in injections:
@@ -105,14 +146,12 @@ def _add_references(
             adapter = SelfAttentionLayer(transformer)
         else:
             adapter = injection.adapter.model[layer]
-        cached = _keys_values(adapter, injection, layer, x, options, run)
-        if injection.cache.per_latent:
-            cached = cached.map(partial(rows_of_latents, x=x, options=options))
+        cached = _cached(adapter, injection, layer, x, options)
         for rows in _attending_rows(injection, len(x), options, run):
-            attend: Attention = attention
+            attend = _attention(options)
             if run.observer:
                 tokens = cached.key.shape[1]
-                attend = run.observer.observe(attention, injection, layer, tokens, rows, x, options)
+                attend = run.observer.observe(attend, injection, layer, tokens, rows, x, options)
             attended = cached.map(itemgetter(rows)) if len(cached.key) == len(x) else cached
             own = self_attention[rows]
             if isinstance(adapter, SelfAttentionLayer):
@@ -127,6 +166,26 @@ def _add_references(
                 change *= run.curves[injection.strengths.curve].at(options["sigmas"][:1]).to(x)
             result[rows].add_(change, alpha=injection.strength_at(layer))
     return result
+
+
+def _attention(options: Options) -> Attention:
+    """ComfyUI's attention, as it computes that of the block."""
+
+    def attention(query, key, value, heads, bias=None):
+        precision = options.get("attn_precision")
+        return optimized_attention(
+            query, key, value, heads, mask=bias, attn_precision=precision, transformer_options=options
+        )
+
+    return attention
+
+
+def _cached(
+    adapter: AdapterLayer | SelfAttentionLayer, injection: Injection, layer: str, x: torch.Tensor, options: Options
+) -> CachedKeysValues:
+    """The keys and values of the references for the latents evaluated now. `x`: any tensor with their rows."""
+    cached = _keys_values(adapter, injection, layer, x, options, run_state(options))
+    return cached.map(partial(rows_of_latents, x=x, options=options)) if injection.cache.per_latent else cached
 
 
 def _keys_values(

@@ -49,9 +49,9 @@ class Bench:
         adapter = wrap_for_sampling(self.adapter)
         return inject(self.model, Injection(adapter, self.references(references), **settings))
 
-    def attending_itself(self, all_layers: bool = False) -> ModelPatcher:
-        """With the model's own attention in place of an adapter."""
-        return inject(self.model, Injection(SelfAttentionAdapter(all_layers), self.references(1)))
+    def attending_itself(self, all_layers: bool = False, **settings: Any) -> ModelPatcher:
+        """With the model's own attention in place of an adapter. `settings`: of the injection."""
+        return inject(self.model, Injection(SelfAttentionAdapter(all_layers), self.references(1), **settings))
 
     def reference_only(self) -> ModelPatcher:
         """With the model's own attention in its plain form, without a cache."""
@@ -86,6 +86,8 @@ class Bench:
 PLAIN, READING, CONDITIONED, STRENGTH_0 = "plain model", "DreamCache", "rows: conditioned", "strength: 0"
 GUIDED, IPADAPTER, IPADAPTER_PLUS = "image_guidance: 2", "IP-Adapter, 4 tokens", "IPAdapter_plus"
 OWN_ATTENTION, REFERENCE_ONLY = "own attention", "reference-only, plain form"
+# Any strength but 1 needs the attention without the reference, too.
+OWN_AND_PLAIN = "own attention, strength 0.8"
 Variant = Callable[[Bench], ModelPatcher]
 VARIANTS: dict[str, Variant] = {
     PLAIN: lambda bench: bench.plain.clone(),
@@ -97,6 +99,7 @@ VARIANTS: dict[str, Variant] = {
     "16 references": lambda bench: bench.reading(16),
     "straightforward": lambda bench: bench.projecting_anew(),
     OWN_ATTENTION: lambda bench: bench.attending_itself(),
+    OWN_AND_PLAIN: lambda bench: bench.attending_itself(strength=0.8),
     "own attention, all layers": lambda bench: bench.attending_itself(all_layers=True),
     REFERENCE_ONLY: lambda bench: bench.reference_only(),
     IPADAPTER: lambda bench: bench.with_image_tokens(4),
