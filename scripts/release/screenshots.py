@@ -98,8 +98,9 @@ def main() -> None:
     with ComfyUIServer(ENVIRONMENT, {"dreamcache": ROOT}) as server:
         place_models(server)
         save_adapter(server.base / "models" / "dreamcache" / ADAPTER, Adapter(LAYERS, "SD1.x"), torch.float16)
-        for name in REFERENCES:
-            save_references(server.base / "models" / "dreamcache_references" / name, reference())
+        mine, demos = (server.base / "models" / "dreamcache_references" / name for name in REFERENCES)
+        save_references(mine, reference())
+        demos.unlink()
         for part in wanted:
             parts[part](server)
 
@@ -215,10 +216,10 @@ def grown(box: Box, margin: float) -> Box:
 
 
 def save(picture: bytes, path: Path, colours: int | None = None) -> None:
-    """`colours`: at most so many, the rare ones of slots and links among them; None: all."""
+    """`colours`: at most so many; None: all."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if colours:
-        image = image.quantize(colours, Image.Quantize.MAXCOVERAGE)
+        image = image.quantize(colours, kmeans=4)
     image.save(path, optimize=True)
     print(path.relative_to(ROOT))
 

@@ -201,6 +201,7 @@ def test_what_is_dropped_becomes_the_node_that_loads_it_wired_to_the_selected_on
     expect(_note(front_end)).to_contain_text('64×64 pixels, timestep 1, prompt "", encoded with abababababab')
     thumbnail = _note(front_end).get_by_role("presentation")
     assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") == 160
+    assert _note(front_end).evaluate("note => note.scrollHeight <= note.clientHeight")
     front_end.select(ENCODE)
     front_end.drop(tmp_path / "dropped.png", (400, 600), "image/png")
     page.wait_for_function("app.graph.links.size === 2")

@@ -111,11 +111,15 @@ def _choose_language(front_end: FrontEnd, language: str, strength: str) -> None:
 
 def _open_help(front_end: FrontEnd, node: str) -> None:
     """Select a node and show its help, unless the panel shows it already."""
-    front_end.page.mouse.click(*front_end.title(node))
-    with suppress(Error):
-        front_end.page.locator(".node-help-content").wait_for(timeout=5_000)
-        return
-    front_end.page.get_by_test_id("info-button").click()
+    page, content = front_end.page, front_end.page.locator(".node-help-content")
+    page.mouse.click(*front_end.title(node))
+    # The button also closes the panel, which a busy browser fills late.
+    for _ in range(3):
+        with suppress(Error):
+            content.wait_for(timeout=5_000)
+            return
+        page.get_by_test_id("info-button").click()
+    content.wait_for()
 
 
 _TOO_WIDE = """panel => {

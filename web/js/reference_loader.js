@@ -9,7 +9,7 @@ export const REFERENCE_LOADER = 'DreamCacheLoadReferenceCache'
 export const referenceLoader = fileLoader({
     types: [REFERENCE_LOADER],
     widgetName: 'reference_name',
-    height: 160,
+    height: 192,
     all: server.references,
     one: server.reference,
     none: () => say('no_reference'),
