@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dreamcache.dreamcache_core.reference.image import MARGIN
 from dreamcache.dreamcache_core.training import augmentation
 from dreamcache.nodes.host.demo_network import DemoNetworks
 
@@ -23,16 +24,24 @@ OF_EACH_BACKGROUND = 512
 """Pictures of each, which are drawn once; mirrored or not, they are twice as many."""
 _TOGETHER = 256
 """Pictures that are encoded at once, when there is time."""
+_CLEAN = (1 - 2 * MARGIN) * SIZE / artwork.SIZE
+"""How much larger Encode Reference makes a sprite."""
 
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """As Scenes has them: `latents`, `references`, `masks`. `captions`: their numbers in `all_captions`, (scenes,)."""
+    """As Scenes has them: `latents`, `references`, `masks`. `captions`: their numbers in `all_captions`, (scenes,).
+
+    `subjects`: how much of each latent pixel of a scene is its subject, (scenes, 16, 16), 0…1. `places`: from where a
+    scene shows something to where its reference does, (scenes, 2, 3), both -1…1 to the right and down.
+    """
 
     latents: torch.Tensor
     references: torch.Tensor
     masks: torch.Tensor
     captions: torch.Tensor
+    subjects: torch.Tensor
+    places: torch.Tensor
 
 
 def draw_backgrounds(count: int = OF_EACH_BACKGROUND) -> np.ndarray:
@@ -84,15 +93,25 @@ class Composer:
         backgrounds = torch.multinomial(self._allowed[subjects], 1)[:, 0]
         mirrored = torch.rand(count, device=DEVICE) < 0.5
         references, masks = (of[2 * subjects + mirrored] for of in (self._references, self._masks))
+        straight = torch.zeros(count, device=DEVICE)
+        in_references = _placement(mirrored, straight + _CLEAN, straight, torch.zeros(count, 2, device=DEVICE))
         augmented = slice(round(AUGMENTED * count))
-        images, subjects_there = self.augmented_references(subjects[augmented])
+        images, subjects_there, in_references[augmented] = self.augmented_references(subjects[augmented])
         references[augmented], masks[augmented] = encode(self._networks, images), in_latent_pixels(subjects_there)
         scale, turn, *shift = (
             _uniform(count, low, high) for low, high in (SCALES, (-TURN, TURN), (-SHIFT, SHIFT), (-SHIFT, SHIFT))
         )
-        images = self.scenes(subjects, self.backgrounds(backgrounds), mirrored, scale, turn, torch.stack(shift, -1))
+        in_scenes = self.placement(subjects, mirrored, scale, turn, torch.stack(shift, -1))
+        images, alpha = self.scenes(subjects, self.backgrounds(backgrounds), in_scenes)
         captions = self._names[subjects] * len(BACKGROUNDS) + backgrounds
-        return Composed(encode(self._networks, images), references.float(), masks.float(), captions)
+        return Composed(
+            encode(self._networks, images),
+            references.float(),
+            masks.float(),
+            captions,
+            in_latent_pixels(alpha),
+            _after(in_scenes, in_references),
+        )
 
     def backgrounds(self, numbers: torch.Tensor) -> torch.Tensor:
         """One of each number, (batch, 3, 128, 128), 0…1, mirrored or not."""
@@ -101,58 +120,70 @@ class Composer:
         mirrored = torch.rand(len(numbers), 1, 1, 1, device=DEVICE) < 0.5
         return torch.where(mirrored, pictures.flip(-1), pictures)
 
-    def scenes(
+    def placement(
         self,
         subjects: torch.Tensor,
-        backgrounds: torch.Tensor,
         mirrored: torch.Tensor,
         scale: torch.Tensor,
         turn: torch.Tensor,
         shift: torch.Tensor,
     ) -> torch.Tensor:
-        """As `world.draw_scene` has them: (batch, 3, 128, 128), 0…1. `turn`: in degrees. `shift`: (batch, 2), right and
-        down. Both, and `scale`, as SCALES and the others have it.
+        """Of subjects in scenes, as `world.draw_scene` places them and `scenes` takes it. `turn`: in degrees. `shift`:
+        (batch, 2), right and down. Both, and `scale`, as SCALES and the others have it.
         """
         cos, sin = turn.deg2rad().cos(), turn.deg2rad().sin()
         width, height = self._sizes[subjects].unbind(-1)
         box = torch.stack([width * cos + height * sin.abs(), width * sin.abs() + height * cos], -1)
         zoom = scale * SIZE / box.amax(-1)
         room = (SIZE - zoom[:, None] * box) / 2
-        drawn = self._placed(subjects, mirrored, zoom, turn, (shift * SIZE).clamp(-room, room))
-        return (drawn[:, :3] + (1 - drawn[:, 3:]) * backgrounds).clamp(0, 1)
+        return _placement(mirrored, zoom, turn, (shift * SIZE).clamp(-room, room))
 
-    def augmented_references(self, subjects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `augment_reference` has them: pictures (batch, 3, 128, 128), 0…1, and masks (batch, 128, 128)."""
+    def scenes(
+        self, subjects: torch.Tensor, backgrounds: torch.Tensor, placement: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Subjects on backgrounds, (batch, 3, 128, 128), 0…1, and their masks, (batch, 128, 128)."""
+        drawn = self._placed(subjects, placement)
+        return (drawn[:, :3] + (1 - drawn[:, 3:]) * backgrounds).clamp(0, 1), drawn[:, 3]
+
+    def augmented_references(self, subjects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `augment_reference` has them: pictures (batch, 3, 128, 128), 0…1, masks (batch, 128, 128), and
+        placements.
+        """
         count = len(subjects)
         zoom = _uniform(count, augmentation.SMALLEST_SIZE, 1) * SIZE / artwork.SIZE
         room = SIZE - zoom[:, None] * self._sizes[subjects]
         shift = (torch.rand(count, 2, device=DEVICE) - 0.5) * room
         mirrored = torch.rand(count, device=DEVICE) < augmentation.FLIP_PROBABILITY
-        drawn = self._placed(subjects, mirrored, zoom, torch.zeros_like(zoom), shift)
+        placement = _placement(mirrored, zoom, torch.zeros_like(zoom), shift)
+        drawn = self._placed(subjects, placement)
         colours, mask = _jittered(drawn[:, :3], drawn[:, 3:]), drawn[:, 3:] * ~_erased(count)
-        return ((colours + 1 - drawn[:, 3:]) * (mask > 0) + (mask <= 0).float()).clamp(0, 1), mask[:, 0]
+        pictures = ((colours + 1 - drawn[:, 3:]) * (mask > 0) + (mask <= 0).float()).clamp(0, 1)
+        return pictures, mask[:, 0], placement
 
-    def _placed(
-        self,
-        subjects: torch.Tensor,
-        mirrored: torch.Tensor,
-        zoom: torch.Tensor,
-        turn: torch.Tensor,
-        shift: torch.Tensor,
-    ) -> torch.Tensor:
-        """Sprites in pictures, (batch, 4, 128, 128), their colours times their alpha. `shift`: of their middles from
-        those of the pictures, in pixels, (batch, 2).
-        """
-        cos, sin = turn.deg2rad().cos() / zoom, turn.deg2rad().sin() / zoom
-        side = torch.where(mirrored, -1.0, 1.0)
-        # Where in a sprite lies what a pixel shows: turned back, and then mirrored back.
-        turned = torch.stack([torch.stack([side * cos, -side * sin], -1), torch.stack([sin, cos], -1)], 1)
-        moved = -(turned @ shift[..., None]) * 2 / artwork.SIZE
-        grid = F.affine_grid(
-            torch.cat([turned * SIZE / artwork.SIZE, moved], -1), [len(subjects), 4, SIZE, SIZE], align_corners=False
-        )
+    def _placed(self, subjects: torch.Tensor, placement: torch.Tensor) -> torch.Tensor:
+        """Sprites in pictures, (batch, 4, 128, 128), their colours times their alpha."""
+        grid = F.affine_grid(placement, [len(subjects), 4, SIZE, SIZE], align_corners=False)
         sprites = self._sprites[subjects].float() / 255
         return F.grid_sample(sprites, grid, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def _placement(mirrored: torch.Tensor, zoom: torch.Tensor, turn: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """From places of pictures to those of the sprites in them, (batch, 2, 3), both -1…1 to the right and down.
+
+    `shift`: of their middles from those of the pictures, in pixels, (batch, 2).
+    """
+    cos, sin = turn.deg2rad().cos() / zoom, turn.deg2rad().sin() / zoom
+    side = torch.where(mirrored, -1.0, 1.0)
+    # Turned back, and then mirrored back.
+    turned = torch.stack([torch.stack([side * cos, -side * sin], -1), torch.stack([sin, cos], -1)], 1)
+    moved = -(turned @ shift[..., None]) * 2 / artwork.SIZE
+    return torch.cat([turned * SIZE / artwork.SIZE, moved], -1)
+
+
+def _after(scenes: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """From places of scenes to those of references, of which each is a placement of the same sprites."""
+    back = torch.linalg.inv(references[..., :2])
+    return torch.cat([back @ scenes[..., :2], back @ (scenes[..., 2:] - references[..., 2:])], -1)
 
 
 def _sprite(subject: artwork.Subject) -> np.ndarray:

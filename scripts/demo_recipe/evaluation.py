@@ -28,7 +28,7 @@ from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
 SAMPLING = GenerationSettings(steps=25, cfg=3.5, sampler="dpmpp_2m", scheduler="normal", resolution=SIZE)
-IMAGE_GUIDANCE = 5.0
+IMAGE_GUIDANCE = 3.0
 """What the template sets Apply DreamCache to."""
 TOGETHER = 24
 """Pictures that are drawn as one batch."""

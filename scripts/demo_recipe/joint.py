@@ -22,13 +22,14 @@ from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
 
 from .adapter import AS_IT_SHIPS, TIMESTEP_BIAS, DemoBase, Training
+from .alignment import Alignment
 from .artwork import DEMO
 from .base import NO_PROMPT
 from .composer import Composed, Composer, all_captions
 from .loop import DEVICE, initialize, muon, on_device, train
 from .scenes import Scenes, of_subjects
 
-STEPS = 10_500
+STEPS = 2_600
 REFERENCES = 12
 """Of a step."""
 READERS = 2
@@ -37,6 +38,8 @@ NO_REFERENCE = 0.2
 """How often a step has no adapter, which image guidance asks for."""
 SUBJECT_ONLY = 0.3
 """How often a step that has one reads the subject's tokens alone, as Encode Reference has it with subject_only."""
+ALIGNED = 0.1
+"""Weight of the alignment's loss, at first."""
 LEARNING_RATE = 4e-3
 FOLDER = DEMO / "joint"
 
@@ -62,11 +65,13 @@ def train_together(
     base.load()
     network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
     begin(network)
-    contexts = contexts_of(base)
+    contexts, alignment = contexts_of(base), Alignment(adapter)
 
     def loss_of_step(step: int) -> torch.Tensor:
         torch.manual_seed(15 * 2**32 + step)
-        return loss_of_some(base, composer.draw(REFERENCES), contexts)
+        # It fades, since what is best to look at is for the denoising loss to say.
+        aligned = ALIGNED * (1 - step / (steps * processes.count))
+        return loss_of_some(base, composer.draw(REFERENCES), contexts, alignment, aligned)
 
     return train(
         network,
@@ -74,7 +79,8 @@ def train_together(
         FOLDER,
         steps=steps,
         learning_rate=LEARNING_RATE,
-        falling=0.4,
+        falling=0.45,
+        ema=0.998,
         every=50,
         processes=processes,
         optimizers_of=muon,
@@ -108,19 +114,25 @@ def contexts_of(base: DemoBase) -> torch.Tensor:
     return torch.cat([part.repeat(1, tokens // part.shape[1], 1) for part in parts]).to(DEVICE)
 
 
-def loss_of_some(base: DemoBase, composed: Composed, contexts: torch.Tensor) -> torch.Tensor:
+def loss_of_some(
+    base: DemoBase, composed: Composed, contexts: torch.Tensor, alignment: Alignment, aligned: float = ALIGNED
+) -> torch.Tensor:
     """The mean loss of scenes, each at as many noise levels as its reference has readers. All of them read their
-    references, or their subjects alone, or none.
+    references, or their subjects alone, or none; and those that read all of them are shown where
+    to look.
     """
     latents, captions = composed.latents.repeat(READERS, 1, 1, 1), composed.captions.repeat(READERS)
     captions[torch.rand(len(captions), device=DEVICE) < NO_PROMPT] = len(contexts) - 1
-    cache = None
+    cache, masks = None, None
     if float(torch.rand(())) >= NO_REFERENCE:
         masks = composed.masks if float(torch.rand(())) < SUBJECT_ONLY else None
         cache = _repeated(cached(base, composed.references, torch.randn_like(composed.references), masks), READERS)
     # At equal distances, so that no batch is of easy ones.
     uniform = (torch.randperm(len(latents), device=DEVICE) + torch.rand(len(latents), device=DEVICE)) / len(latents)
-    return loss(base, latents, cache, contexts[captions], uniform, torch.randn_like(latents)).mean()
+    with alignment.watching():
+        losses = loss(base, latents, cache, contexts[captions], uniform, torch.randn_like(latents))
+    shown = cache is not None and masks is None
+    return losses.mean() + aligned * alignment.loss(composed) if shown else losses.mean()
 
 
 def cached(

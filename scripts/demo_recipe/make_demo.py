@@ -260,7 +260,8 @@ def _make_results(options: argparse.Namespace) -> None:
 
 
 def _make_ablations(options: argparse.Namespace) -> None:
-    studio, judge = _studio(package.BASE)
+    model = options.weights / MODEL
+    studio, judge = _studio(model)
     steps = options.count or adapter.ABLATION_STEPS
     training, triplets = adapter.Training(studio.networks), scenes.read_scenes()
     unseen = scenes.encode_scenes(studio.networks, scenes.draw_scenes(evaluation.held_out_subjects(), [16], 512))
@@ -272,7 +273,7 @@ def _make_ablations(options: argparse.Namespace) -> None:
         trained = training.run(triplets, folder, steps, variant, seed=seed).averaged_adapter()
         return wrap_adapter(trained), training.loss(unseen, trained, variant)
 
-    page = Page(options.output or DOCS, fingerprint(package.BASE))
+    page = Page(options.output or DOCS, fingerprint(model))
     results.write_ablations(page, studio, judge, train, steps, options.cases or results.OF_VIEWS)
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from dreamcache.dreamcache_core.adapter.network import Adapter
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from . import joint
 from .adapter import DemoBase
+from .alignment import Alignment
 from .composer import Composer
 from .loop import muon
 
@@ -27,18 +29,20 @@ _HALF = 12 * 2**20
 """Bytes of a file; larger ones may not come back from where the GPU is."""
 
 
-def train_together(base: DemoBase, adapter: nn.Module, composer: Composer, seconds: float, folder: Path) -> int:
+def train_together(base: DemoBase, adapter: Adapter, composer: Composer, seconds: float, folder: Path) -> int:
     """Train U-Net and adapter in place, from what lies in `folder`, if it does, and keep them there.
 
     Returns the number of steps that they have had there.
     """
-    contexts = joint.contexts_of(base)
+    contexts, alignment = joint.contexts_of(base), Alignment(adapter)
     network = nn.ModuleDict({"unet": base.unet, "adapter": adapter})
     first = _load(network, folder)
     say(f"from step {first}")
-    return _train(
-        network, lambda: joint.loss_of_some(base, composer.draw(REFERENCES), contexts), first, seconds, folder
-    )
+
+    def loss_of_step() -> torch.Tensor:
+        return joint.loss_of_some(base, composer.draw(REFERENCES), contexts, alignment)
+
+    return _train(network, loss_of_step, first, seconds, folder)
 
 
 def _train(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from demo_recipe import artwork, composer, joint, page
 from demo_recipe.adapter import AS_IT_SHIPS, Training
+from demo_recipe.alignment import wanted_attention
 from demo_recipe.loop import ALONE
 from demo_recipe.muon import orthogonalised
 from demo_recipe.page import Page
@@ -16,11 +17,32 @@ from dreamcache.nodes import demo_model
 from harness.environment import ROOT
 
 
+@pytest.fixture
+def few_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artwork, "ARTWORK", ROOT / "tests" / "support" / "subjects")
+    monkeypatch.setattr(composer, "trained_subjects", lambda: artwork.subjects()[::6])
+
+
+@pytest.mark.usefixtures("few_subjects")
+def test_a_scene_is_shown_where_in_its_reference_it_finds_itself() -> None:
+    torch.manual_seed(0)
+    composed = composer.Composer(demo_model.load_networks(), composer.draw_backgrounds(1)).draw(12)
+    wanted = wanted_attention(composed, 16)
+    shown = wanted.sum(-1) > 0.5
+    assert 0.2 < float(shown.float().mean()) < 0.9
+
+    def likeness(references: torch.Tensor) -> float:
+        found = wanted @ references.flatten(2).mT
+        pairs = torch.stack([found[shown].flatten(), composed.latents.flatten(2).mT[shown].flatten()])
+        return float(torch.corrcoef(pairs)[0, 1])
+
+    assert likeness(composed.references) > 0.8 > 0.6 > likeness(composed.references.flip(-1))
+
+
+@pytest.mark.usefixtures("few_subjects")
 def test_u_net_and_adapter_train_together_and_go_on_where_they_were(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(artwork, "ARTWORK", ROOT / "tests" / "support" / "subjects")
-    monkeypatch.setattr(composer, "trained_subjects", lambda: artwork.subjects()[::6])
     monkeypatch.setattr(joint, "REFERENCES", 2)
     monkeypatch.setattr(joint, "FOLDER", tmp_path)
 
