@@ -164,6 +164,9 @@ class ComfyUIServer:
                 raise TimeoutError(f"The server is still busy after {timeout:.0f} seconds.")
             time.sleep(0.2)
 
+    def clear_history(self) -> None:
+        self._post("/history", b'{"clear": true}', "application/json")
+
     def download(self, image: Mapping[str, str], path: Path) -> Path:
         """Save one of a result's pictures."""
         with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(image)}", timeout=60) as response:

@@ -239,6 +239,8 @@ def test_the_server_refuses_values_out_of_range(server, settings: dict[str, floa
 
 def test_nan_is_refused_though_it_passes_all_limits(server) -> None:
     message = failure_to_draw(Scene(server), strength=math.nan)
+    # ComfyUI's own page can't read a history with NaN, and other tests open it.
+    server.clear_history()
     assert message.endswith("strength of Apply DreamCache is nan: enter a number, or connect another node.")
 
 
