@@ -67,9 +67,13 @@ class Artist:
         texts[0]["inputs"]["text"] = f"a {subject.name} {background}"
         return prompt
 
-    def run(self, prompt: Prompt, kind: str = "output") -> Image.Image:
-        """The picture that a prompt saves or, of `kind` "temp", previews."""
-        image = next(image for image in self.server.run(prompt).images if image["type"] == kind)
+    def run(self, prompt: Prompt) -> Image.Image:
+        """The picture that a prompt saves or, if it has a node `sheet`, that this one shows."""
+        result = self.server.run(prompt)
+        if "sheet" in prompt:
+            (image,) = result.outputs["sheet"]["images"]
+        else:
+            image = next(image for image in result.images if image["type"] == "output")
         return Image.open(self.server.download(image, self.server.base / "drawn.png")).convert("RGB")
 
     def draw(self, subject: Subject, background: str, seed: int = SEED, **apply: Any) -> Image.Image:
@@ -148,7 +152,7 @@ def looked_at(artist: Artist) -> Image.Image:
         "seed": 0,
     }
     prompt["sheet"] = {"class_type": "DreamCachePreviewAttention", "inputs": inputs}
-    sheet = artist.run(prompt, "temp")
+    sheet = artist.run(prompt)
     looks, heat = tiles.boxes()
     return grid([sheet.crop(box) for box in (looks[0], heat[0], looks[1], heat[1])])
 
@@ -159,7 +163,7 @@ def encoded(artist: Artist) -> Image.Image:
     prompt = artist.prompt(FLAMINGO, "")
     (encoder,) = (number for number, node in prompt.items() if node["class_type"] == "DreamCacheEncodeReference")
     preview = {"class_type": "DreamCachePreviewReferenceCache", "inputs": {"reference_cache": [encoder, 0]}}
-    sheet = artist.run({**prompt, "sheet": preview}, "temp")
+    sheet = artist.run({**prompt, "sheet": preview})
     (places,) = tiles.boxes()
     return grid([sheet.crop(places[number]) for number in (0, 1, 2, 8)])
 
