@@ -6,6 +6,7 @@ its values are those of nothing in particular. Scenes are composed, so the place
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,24 +50,25 @@ class Alignment:
         The rows that were computed are those of `composed`, once or several times in the same order, and read all
         tokens of their references.
         """
-        losses = [
-            _surprise(layer, seen["to_q"], seen["to_k"], composed)
-            for layer, seen in self._seen.items()
-            if seen and seen["to_q"].shape[1] >= FINE
+        seen = [
+            (layer, kept["to_q"], kept["to_k"])
+            for layer, kept in self._seen.items()
+            if kept and kept["to_q"].shape[1] >= FINE
         ]
-        return torch.stack(losses).mean()
+        # Layers of one size are shown the same.
+        sizes = {query.shape[1] for _, query, _ in seen}
+        wanted = {tokens: wanted_attention(composed, math.isqrt(tokens)) for tokens in sizes}
+        return torch.stack([_surprise(layer, query, key, wanted[query.shape[1]]) for layer, query, key in seen]).mean()
 
 
-def _surprise(layer: AdapterLayer, query: torch.Tensor, key: torch.Tensor, composed: Composed) -> torch.Tensor:
-    side = round(query.shape[1] ** 0.5)
+def _surprise(layer: AdapterLayer, query: torch.Tensor, key: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The loss of one layer. `wanted`: of `wanted_attention`."""
     query, key = (tensor.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for tensor in (query, key))
     logits = query @ key.mT / query.shape[-1] ** 0.5
     # A layer looks there if any of its heads does.
     looked = logits.softmax(-1).mean(1)
-    wanted = wanted_attention(composed, side)
     wanted = wanted.repeat(len(looked) // len(wanted), 1, 1)
-    shown = wanted.sum(-1)
-    return -(wanted * (looked + 1e-6).log()).sum() / shown.sum().clamp(min=1)
+    return -(wanted * (looked + 1e-6).log()).sum() / wanted.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -118,8 +118,7 @@ def loss_of_some(
     base: DemoBase, composed: Composed, contexts: torch.Tensor, alignment: Alignment, aligned: float = ALIGNED
 ) -> torch.Tensor:
     """The mean loss of scenes, each at as many noise levels as its reference has readers. All of them read their
-    references, or their subjects alone, or none; and those that read all of them are shown where
-    to look.
+    references, or their subjects alone, or none; and those that read all of them are shown where to look.
     """
     latents, captions = composed.latents.repeat(READERS, 1, 1, 1), composed.captions.repeat(READERS)
     captions[torch.rand(len(captions), device=DEVICE) < NO_PROMPT] = len(contexts) - 1

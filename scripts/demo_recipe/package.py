@@ -18,7 +18,7 @@ from .world import random_scene
 AUTOENCODER = DEMO / "autoencoder.safetensors"
 DECODER = DEMO / "decoder.safetensors"
 BASE = DEMO / "base.safetensors"
-"""The model as it is before any adapter: on it, adapters are compared that differ from the one that ships."""
+"""The model as it is before any adapter."""
 
 
 def provenance(**trained: int | str) -> dict[str, object]:
