@@ -17,7 +17,7 @@ from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
-from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at
+from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at, loss_weight
 from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
 
@@ -40,6 +40,8 @@ SUBJECT_ONLY = 0.3
 """How often a step that has one reads the subject's tokens alone, as Encode Reference has it with subject_only."""
 ALIGNED = 0.1
 """Weight of the alignment's loss, at first."""
+GUIDED = 0.5
+"""How much of what a reference changes is asked for once more, at last: image guidance 1 / (1 - GUIDED) is learned."""
 LEARNING_RATE = 4e-3
 FOLDER = DEMO / "joint"
 
@@ -69,9 +71,10 @@ def train_together(
 
     def loss_of_step(step: int) -> torch.Tensor:
         torch.manual_seed(15 * 2**32 + step)
-        # It fades, since what is best to look at is for the denoising loss to say.
-        aligned = ALIGNED * (1 - step / (steps * processes.count))
-        return loss_of_some(base, composer.draw(REFERENCES), contexts, alignment, aligned)
+        done = step / (steps * processes.count)
+        # Alignment fades, since what is best to look at is for the denoising loss to say. Guidance comes, as there
+        # begins to be something to guide.
+        return loss_of_some(base, composer.draw(REFERENCES), contexts, alignment, ALIGNED * (1 - done), GUIDED * done)
 
     return train(
         network,
@@ -115,10 +118,17 @@ def contexts_of(base: DemoBase) -> torch.Tensor:
 
 
 def loss_of_some(
-    base: DemoBase, composed: Composed, contexts: torch.Tensor, alignment: Alignment, aligned: float = ALIGNED
+    base: DemoBase,
+    composed: Composed,
+    contexts: torch.Tensor,
+    alignment: Alignment,
+    aligned: float = ALIGNED,
+    guided: float = GUIDED,
 ) -> torch.Tensor:
     """The mean loss of scenes, each at as many noise levels as its reference has readers. All of them read their
     references, or their subjects alone, or none; and those that read all of them are shown where to look.
+
+    `aligned`: weight of that. `guided`: as GUIDED.
     """
     latents, captions = composed.latents.repeat(READERS, 1, 1, 1), composed.captions.repeat(READERS)
     captions[torch.rand(len(captions), device=DEVICE) < NO_PROMPT] = len(contexts) - 1
@@ -129,7 +139,7 @@ def loss_of_some(
     # At equal distances, so that no batch is of easy ones.
     uniform = (torch.randperm(len(latents), device=DEVICE) + torch.rand(len(latents), device=DEVICE)) / len(latents)
     with alignment.watching():
-        losses = loss(base, latents, cache, contexts[captions], uniform, torch.randn_like(latents))
+        losses = loss(base, latents, cache, contexts[captions], uniform, torch.randn_like(latents), guided)
     shown = cache is not None and masks is None
     return losses.mean() + aligned * alignment.loss(composed) if shown else losses.mean()
 
@@ -157,12 +167,25 @@ def loss(
     context: torch.Tensor,
     uniform: torch.Tensor,
     noise: torch.Tensor,
+    guided: float = 0.0,
 ) -> torch.Tensor:
     """The trainer's loss of each, (batch,). `cache`: what is read, or None. `uniform`: what timesteps are drawn with,
     0…1.
+
+    `guided`: how much of the difference that the reference makes is added to what should be predicted, so that it
+    becomes 1 / (1 - guided) times as large (Tang et al. 2025, "Diffusion Models without Classifier-free Guidance").
     """
     timesteps = biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)
-    return loss_at(base, latents, timesteps, noise, EncodedPrompts(context), cache)
+    prompts = EncodedPrompts(context)
+    if cache is None or not guided:
+        return loss_at(base, latents, timesteps, noise, prompts, cache)
+    sigma = base.sigmas[timesteps]
+    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
+    denoised = base.denoise(noised, sigma, prompts, cache)
+    with torch.no_grad():
+        wanted = latents + guided * (denoised - base.denoise(noised, sigma, prompts, None))
+    error = (denoised - wanted).square().flatten(1).mean(1)
+    return error * loss_weight(sigma, base.predicts_v)
 
 
 @torch.no_grad()
