@@ -20,10 +20,9 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from ..errors import DreamCacheError
-from .failures import reason
 from .file_state import file_state
 from .json_fields import MalformedError, is_unicode
-from .tensor_file import TensorInfo, Tensors
+from .tensor_file import TensorInfo, Tensors, open_binary
 
 _MAX_PICKLE = 2_000_000
 """Bytes of the pickle that says what a file holds: several times what the largest checkpoint needs."""
@@ -103,19 +102,13 @@ def open_pickle(path: Path) -> Iterator[PickleFile]:
     Raises DreamCacheError if it is missing or damaged, names code, or holds other things than tensors.
     """
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             yield PickleFile(path, file)
     except _CodeError as error:
         raise DreamCacheError(
             f"{path.name} was not opened because it contains more than tensors, and such a file can run any program: "
             "use a file that contains only tensors, ideally a .safetensors."
         ) from error
-    except MalformedError as error:
-        raise DreamCacheError(
-            f"{path.name} cannot be read because it is damaged or incomplete: download it again."
-        ) from error
-    except OSError as error:
-        raise DreamCacheError(f"{path.name} cannot be read: {reason(error)}.") from error
 
 
 class _CodeError(Exception):

@@ -129,19 +129,29 @@ class TensorFile:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open any `.safetensors` file. Raises DreamCacheError if it is missing, damaged or of another format."""
+def open_binary(path: Path, kind: str = "") -> Iterator[BinaryIO]:
+    """Open a file of tensors. Raises DreamCacheError if it is missing, damaged (MalformedError) or can't be read.
+
+    `kind`: what it is to be read as, for the message: ` as .safetensors`.
+    """
     try:
         with path.open("rb") as file:
-            yield TensorFile(path, file)
+            yield file
     except FileNotFoundError:
         raise DreamCacheError(f"{path} does not exist.") from None
     except MalformedError as error:
         raise DreamCacheError(
-            f"{path.name} cannot be read as .safetensors because it is damaged or incomplete: download it again."
+            f"{path.name} cannot be read{kind} because it is damaged or incomplete: download it again."
         ) from error
     except OSError as error:
         raise DreamCacheError(f"{path.name} cannot be read: {reason(error)}.") from error
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open any `.safetensors` file. Raises DreamCacheError if it is missing, damaged or of another format."""
+    with open_binary(path, " as .safetensors") as file:
+        yield TensorFile(path, file)
 
 
 def read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
