@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from demo_recipe import artwork, composer, joint, page
-from demo_recipe.adapter import AS_IT_SHIPS, Training
+from demo_recipe.adapter import AS_IT_SHIPS, TIMESTEP_BIAS, Training
 from demo_recipe.alignment import wanted_attention
 from demo_recipe.loop import ALONE
 from demo_recipe.muon import orthogonalised
 from demo_recipe.page import Page
+from dreamcache.dreamcache_core.adapter.file import load_adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
+from dreamcache.dreamcache_core.training.loss import biased_timesteps
 from dreamcache.nodes import demo_model
 from harness.environment import ROOT
 
@@ -62,6 +64,27 @@ def test_u_net_and_adapter_train_together_and_go_on_where_they_were(
     reached, steps = joint.load_reached(training, training.untrained(AS_IT_SHIPS))
     assert steps == 2
     assert all(torch.equal(tensor, trained[name]) for name, tensor in reached.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_prediction_that_is_guided_already_is_asked_for_no_more() -> None:
+    torch.manual_seed(0)
+    adapter = load_adapter(demo_model.FOLDER / demo_model.ADAPTER_FILE).adapter.float()
+    base = Training(demo_model.load_networks()).base_of(adapter, AS_IT_SHIPS)
+    base.load()
+    latents, noise, uniform = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.tensor([0.2, 0.6])
+    cache, prompts = joint.cached(base, latents, noise), base.encode_prompts(["a turtle at sunset"] * 2)
+    sigma = base.sigmas[biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)]
+    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
+    read, plain = (base.denoise(noised, sigma, prompts, of) for of in (cache, None))
+
+    def losses(guidance: float) -> torch.Tensor:
+        """Of what is `read`, if it is as image guidance makes it of the right latents."""
+        right = plain + (read - plain) / guidance
+        as_noised = (noised - right) / sigma.reshape(-1, 1, 1, 1)
+        return joint.loss(base, right, cache, prompts.context, uniform, as_noised, guided=0.5)
+
+    assert losses(2).max() < 1e-6 < 1e-3 < losses(1).min()
 
 
 def test_muon_makes_all_singular_values_of_a_matrix_about_one() -> None:
