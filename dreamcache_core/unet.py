@@ -19,6 +19,9 @@ Group = Literal["bottleneck", "coarse", "medium", "fine"]
 PIXELS_PER_LATENT = 8
 """How many pixels of a side one latent pixel stands for, in the autoencoder of every base model here."""
 
+_BLOCKS_AT_A_SIZE = 3
+"""How many blocks of the encoder, and of the decoder, run at one resolution, in every base model here."""
+
 _LAYER_NAME = re.compile(r"(middle_block|(in|out)put_blocks\.[0-9]{1,3})\.[0-9]{1,3}")
 # Ten times as many as the widest layer of SDXL has.
 _MAX_CHANNELS = 12_800
@@ -129,15 +132,28 @@ def select_layers(
 
 
 def group_of(layer: TransformerLayer, layers: Sequence[TransformerLayer]) -> Group:
-    """The resolution group of a layer: the middle block is the bottleneck; among the others, the widest are coarse, the
-    narrowest fine, and those between medium.
+    """The resolution group of a layer: the middle block is the bottleneck; among the others, those at the highest
+    resolution are fine, those at the lowest coarse, and those between medium.
 
-    `layers`: all cached layers of the same U-Net; a U-Net is narrower where its resolution is higher. In the decoder of
-    SD1.x and SD2.x, output block 4 is coarse, 6 and 8 are medium, 10 is fine. In SDXL's, 1 is coarse, 3 and 5 fine.
+    `layers`: all cached layers of the same U-Net. In the decoder of SD1.x, SD2.x and the demo model, output block 4 is
+    coarse, 6 and 8 are medium, 10 is fine. In SDXL's, 1 is coarse, 3 and 5 fine.
     """
     if layer.stage == "middle":
         return "bottleneck"
-    widths = [other.channels for other in layers if other.stage != "middle"]
-    if layer.channels == min(widths):
+    sized = [other for other in (layer, *layers) if other.stage != "middle"]
+    # Encoder and decoder have their transformers at the same resolutions.
+    coarsest = {
+        stage: min(_fineness(other) for other in sized if other.stage == stage)
+        for stage in {other.stage for other in sized}
+    }
+    finer = {other.name: _fineness(other) - coarsest[other.stage] for other in sized}
+    if finer[layer.name] == max(finer.values()):
         return "fine"
-    return "coarse" if layer.channels == max(widths) else "medium"
+    return "medium" if finer[layer.name] else "coarse"
+
+
+def _fineness(layer: TransformerLayer) -> int:
+    """How much finer a layer is than others of its stage: each step doubles the resolution."""
+    block = int(layer.name.split(".")[1])
+    # Input block 0 is the first convolution. The encoder halves where the decoder doubles.
+    return -((block - 1) // _BLOCKS_AT_A_SIZE) if layer.stage == "encoder" else block // _BLOCKS_AT_A_SIZE

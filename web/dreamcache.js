@@ -14,7 +14,9 @@ import { makeRoomForSheet } from './js/sheet.js'
 import { widen } from './js/sizes.js'
 import { paintSlots } from './js/slot_colours.js'
 import { addStrengthsEditor, STRENGTHS } from './js/strengths_editor.js'
+import { translateTemplate } from './js/template_texts.js'
 import { showTraining, TRAIN, watchTraining } from './js/training.js'
+import { labelValues } from './js/value_labels.js'
 import { loadWords } from './js/words.js'
 
 const describeFiles = () => Promise.all([adapterLoader.describe(), referenceLoader.describe()])
@@ -40,7 +42,10 @@ app.registerExtension({
         checkFitAgain()
         await describeFiles()
     },
-    beforeConfigureGraph: forgetDrop,
+    beforeConfigureGraph(workflow) {
+        forgetDrop()
+        translateTemplate(workflow)
+    },
     nodeCreated(node) {
         const type = String(node.comfyClass)
         replaceInName(node)
@@ -50,7 +55,10 @@ app.registerExtension({
         else if (type === STRENGTHS && setting(EDITORS)) addStrengthsEditor(node)
         else if (type === ENCODE) showEncoded(node)
         else connectDropped(node)
-        if (type.includes('DreamCache')) widen(node)
+        if (type.includes('DreamCache')) {
+            widen(node)
+            labelValues(node)
+        }
         makeRoomForSheet(node)
     },
 })

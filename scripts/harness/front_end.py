@@ -80,6 +80,21 @@ class FrontEnd:
         self.page.reload()
         self.page.wait_for_function("window.app?.graph?.nodes.length")
 
+    def choose_language(self, language: str) -> None:
+        """Change the language, and wait until the front end has opened the graph again, which it does last."""
+        script = """language => {
+            const { loadGraphData, extensionManager: { setting } } = app
+            window.reopened = setting.get('Comfy.Locale') === language
+            app.loadGraphData = async (...graph) => {
+                await loadGraphData.apply(app, graph)
+                Object.assign(app, { loadGraphData })
+                window.reopened = true
+            }
+            setting.set('Comfy.Locale', language)
+        }"""
+        self.page.evaluate(script, language)
+        self.page.wait_for_function("window.reopened")
+
     def prompt(self) -> Prompt:
         """What Run would send to the server."""
         nodes = self.page.evaluate("async () => (await app.graphToPrompt()).output").items()

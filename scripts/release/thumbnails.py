@@ -138,8 +138,7 @@ def compared(artist: Artist) -> Image.Image:
 
 
 def looked_at(artist: Artist) -> Image.Image:
-    """The image, the colour key, and the mean of all layers: where the image looks, and the heat map."""
-    tiles = TileSheet(ATTENTION_CAPTION, [Section("title", [Tile("label", None)] * 6)] * 2, 6, ATTENTION_SIDE)
+    """The image, the colour key, and the fine layers: where the image looks, and the heat map."""
     prompt = artist.prompt(DEMO, "on a sandy beach")
     numbers = {node["class_type"]: number for number, node in prompt.items()}
     sampler, decoder = prompt[numbers["KSampler"]]["inputs"], prompt[numbers["VAEDecode"]]["inputs"]
@@ -153,8 +152,10 @@ def looked_at(artist: Artist) -> Image.Image:
     }
     prompt["sheet"] = {"class_type": "DreamCachePreviewAttention", "inputs": inputs}
     sheet = artist.run(prompt)
-    looks, heat = tiles.boxes()
-    return grid([sheet.crop(box) for box in (looks[0], heat[0], looks[1], heat[1])])
+    columns = sheet.width // ATTENTION_SIDE
+    sections = [Section("title", [Tile("label", None)] * columns)] * 2
+    looks, heat = cropped(sheet, TileSheet(ATTENTION_CAPTION, sections, columns, ATTENTION_SIDE))
+    return grid([looks[0], heat[0], looks[-1], heat[-1]])
 
 
 def encoded(artist: Artist) -> Image.Image:
@@ -163,9 +164,8 @@ def encoded(artist: Artist) -> Image.Image:
     prompt = artist.prompt(FLAMINGO, "")
     (encoder,) = (number for number, node in prompt.items() if node["class_type"] == "DreamCacheEncodeReference")
     preview = {"class_type": "DreamCachePreviewReferenceCache", "inputs": {"reference_cache": [encoder, 0]}}
-    sheet = artist.run({**prompt, "sheet": preview})
-    (places,) = tiles.boxes()
-    return grid([sheet.crop(places[number]) for number in (0, 1, 2, 8)])
+    (pictures,) = cropped(artist.run({**prompt, "sheet": preview}), tiles)
+    return grid([pictures[number] for number in (0, 1, 2, 8)])
 
 
 def made_for_training(artist: Artist) -> Image.Image:
@@ -226,6 +226,13 @@ for _feature, _class_type in (
     ("train_adapter", "PreviewImage"),
 ):
     THUMBNAILS[f"dreamcache_demo_{_feature}"] = shown_by(_class_type, f"dreamcache_demo_{_feature}")
+
+
+def cropped(sheet: Image.Image, tiles: TileSheet) -> list[list[Image.Image]]:
+    """The pictures in a sheet, section by section. `tiles`: a sheet with as many tiles, and as many lines of text."""
+    if tiles.draw().size != sheet.size:
+        raise ValueError(f"A sheet of {sheet.size} isn't laid out like one of {tiles.draw().size}.")
+    return [[sheet.crop(box) for box in boxes] for boxes in tiles.boxes()]
 
 
 def cut(subject: Subject, size: tuple[int, int]) -> tuple[Image.Image, None, Image.Image]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from harness.comfyui_server import ComfyUIServer
 from harness.environment import ROOT
 from harness.front_end import FrontEnd, open_front_end
-from playwright.sync_api import Error, expect
+from playwright.sync_api import expect
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh")
@@ -78,14 +77,15 @@ def test_the_help_panel_shows_every_page_within_its_width(front_end: FrontEnd) -
         for language in LANGUAGES:
             _check_panel(front_end, language)
     finally:
-        page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        front_end.choose_language("en")
 
 
 def _check_panel(front_end: FrontEnd, language: str) -> None:
     page, help_page = front_end.page, front_end.page.locator(".node-help-content")
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    _choose_language(front_end, language, texts["ApplyDreamCache"]["inputs"]["strength"]["name"])
-    _open_help(front_end, next(iter(NODES)))
+    front_end.choose_language(language)
+    page.mouse.click(*front_end.title(next(iter(NODES))))
+    page.get_by_test_id("info-button").click()
     for node in reversed(NODES):
         page.mouse.click(*front_end.title(node))
         expect(help_page.get_by_role("heading", level=1)).to_have_text(texts[node]["display_name"])
@@ -97,25 +97,6 @@ def _check_panel(front_end: FrontEnd, language: str) -> None:
         assert picture.evaluate("picture => picture.naturalWidth")
         assert not help_page.evaluate(_TOO_WIDE), node
         assert "*" not in help_page.inner_text(), node
-
-
-def _choose_language(front_end: FrontEnd, language: str, strength: str) -> None:
-    """Set the front end's language, and wait until it names the input `strength` so."""
-    front_end.page.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
-    front_end.page.wait_for_function(
-        """name => LiteGraph.createNode('ApplyDreamCache').inputs.some((input) =>
-            input.name === 'strength' && (input.localized_name ?? input.name) === name)""",
-        arg=strength,
-    )
-
-
-def _open_help(front_end: FrontEnd, node: str) -> None:
-    """Select a node and show its help, unless the panel shows it already."""
-    front_end.page.mouse.click(*front_end.title(node))
-    with suppress(Error):
-        front_end.page.locator(".node-help-content").wait_for(timeout=5_000)
-        return
-    front_end.page.get_by_test_id("info-button").click()
 
 
 _TOO_WIDE = """panel => {

@@ -6,15 +6,40 @@ import numpy as np
 import pytest
 from dreamcache.dreamcache_core.adapter.strengths import CURVES, LIST, at_progress, make_curve
 from dreamcache.dreamcache_core.errors import DreamCacheError
-from dreamcache.dreamcache_core.unet import STAGES, group_of, select_layers
-from support.structures import SD15
+from dreamcache.dreamcache_core.unet import (
+    DEFAULT_STAGES,
+    STAGES,
+    Group,
+    TransformerLayer,
+    group_of,
+    select_layers,
+)
+
+SD = {"fine": ((1, 2), (9, 10, 11)), "medium": ((4, 5), (6, 7, 8)), "coarse": ((7, 8), (3, 4, 5))}
+SDXL = {"fine": ((4, 5), (3, 4, 5)), "coarse": ((7, 8), (0, 1, 2))}
 
 
-def test_layers_are_grouped_by_resolution() -> None:
-    layers = select_layers(SD15.layers, STAGES)
-    groups = [group_of(layer, layers) for layer in layers]
-    assert groups[:3] == ["fine", "medium", "coarse"]
-    assert groups[3:] == ["bottleneck", "coarse", "medium", "medium", "fine"]
+@pytest.mark.parametrize(
+    ("groups", "channels"),
+    [
+        pytest.param(SD, {"fine": 320, "medium": 640, "coarse": 1280}, id="SD1.x and SD2.x"),
+        pytest.param(SDXL, {"fine": 640, "coarse": 1280}, id="SDXL"),
+        pytest.param(SD, {"fine": 64, "medium": 64, "coarse": 128}, id="demo"),
+    ],
+)
+def test_layers_are_grouped_by_resolution(
+    groups: dict[Group, tuple[tuple[int, ...], tuple[int, ...]]], channels: dict[Group, int]
+) -> None:
+    """`groups`: group → its transformers' input blocks and output blocks, of the whole U-Net."""
+    expected: dict[TransformerLayer, Group] = {TransformerLayer("middle_block.1", channels["coarse"], 8): "bottleneck"}
+    for group, (encoder, decoder) in groups.items():
+        names = [f"input_blocks.{block}.1" for block in encoder] + [f"output_blocks.{block}.1" for block in decoder]
+        expected |= {TransformerLayer(name, channels[group], 8): group for name in names}
+    structure = sorted(expected, key=lambda layer: (STAGES.index(layer.stage), int(layer.name.split(".")[1])))
+    cached, adapted = (select_layers(structure, stages) for stages in (STAGES, DEFAULT_STAGES))
+    # The model's own attention can be on all layers, also on those that aren't cached.
+    assert {layer: group_of(layer, cached) for layer in expected} == expected
+    assert all(group_of(layer, adapted) == expected[layer] for layer in adapted)
 
 
 def test_eased_curves_rise_from_nothing_to_all() -> None:

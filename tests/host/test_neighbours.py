@@ -26,6 +26,7 @@ from support.neighbours import (
     counts_in_options,
     keeps_differences_by_uuid,
     remembers_options,
+    replaces_sampling_function,
     swaps_forward,
     swaps_prompts,
 )
@@ -103,6 +104,17 @@ def test_the_guider_beside_nodes_that_evaluate_prompts_in_their_own_way(studio: 
     assert difference(sample(model), pushed) > 0.01
     model = applied(studio.model)
     assert difference(sample(model, guider(model)), pushed) > 0.01
+
+
+def test_the_guider_beside_nodes_that_replace_the_sampling_function(studio: Studio, applied: Callable) -> None:
+    model = applied(studio.model)
+    pushed = sample(model, guider(model))
+    assert difference(pushed, sample(model)) > 0.01
+    for order in ORDERS:
+        beside = order(studio.model, applied, replaces_sampling_function)
+        assert difference(sample(beside, guider(beside)), pushed) < 1e-4
+        guided = order(studio.model, partial(applied, image_guidance=2.0), replaces_sampling_function)
+        assert difference(sample(guided), pushed) < 1e-4
 
 
 @pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])

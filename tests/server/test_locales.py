@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 from harness.comfyui_server import ComfyUIServer
 from harness.environment import ROOT
-from harness.front_end import open_front_end
+from harness.front_end import FrontEnd, open_front_end
+from harness.workflow_prompt import WORKFLOWS
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "ru", "zh")
 # The front end that ComfyUI 0.30 brings has no German yet.
 SHOWN = tuple(language for language in LANGUAGES if language != "de")
 # Once is enough to see that they follow, and a reload takes seconds.
 TITLES_SHOWN = ("zh", "fr")
+TEMPLATES = "dreamcacheTemplates"
+"""The section of main.json with the texts of templates. In English, they are in the templates."""
+LISTS = ("mode", "rows", "over_sampling", "layers")
+"""The inputs that list words. Others list files, types of numbers, or what ComfyUI has."""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -50,9 +55,34 @@ def test_english_says_what_the_nodes_say(server: ComfyUIServer) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_other_text_is_translated_with_its_values(language: str, file: str) -> None:
     english, translated = (_flat(_read(one, file)) for one in ("en", language))
+    translated = {key: text for key, text in translated.items() if not key.startswith(TEMPLATES)}
     assert {key: _values(text) for key, text in translated.items()} == {
         key: _values(text) for key, text in english.items()
     }
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_every_title_and_note_of_the_templates_is_translated(language: str) -> None:
+    texts, titles, notes = _read(language, "main")[TEMPLATES], set(), {}
+    for name, path in WORKFLOWS.items():
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        assert workflow["extra"]["dreamcache_template"] == name
+        titles |= {part["title"] for part in (*workflow["groups"], *workflow["nodes"]) if part.get("title")}
+        (notes[name],) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert set(texts["titles"]) == titles
+    assert {name: _marks(note) for name, note in texts["notes"].items()} == {
+        name: _marks(note) for name, note in notes.items()
+    }
+
+
+def test_every_list_of_this_pack_alone_has_labels(server: ComfyUIServer) -> None:
+    lists = {}
+    for definition in server.object_info().values():
+        if definition["python_module"] == "custom_nodes.dreamcache":
+            inputs = {**definition["input"]["required"], **definition["input"].get("optional", {})}
+            lists |= {name: options["options"] for name, (kind, options) in inputs.items() if kind == "COMBO"}
+    values = {value for name in LISTS for value in lists[name]}
+    assert set(_read("en", "main")["dreamcacheValues"]) == values
 
 
 def test_every_text_that_the_extension_says_is_there() -> None:
@@ -70,22 +100,50 @@ def test_the_front_end_shows_the_language_that_it_is_set_to(server: ComfyUIServe
     with open_front_end(server) as front_end:
         page = front_end.page
         for language in SHOWN:
-            page.evaluate("id => app.extensionManager.setting.set('Comfy.Locale', id)", language)
+            front_end.choose_language(language)
             texts = _read(language, "nodeDefs")["ApplyDreamCache"]
             shown = {name: text["name"] for name, text in texts["inputs"].items()}
-            page.wait_for_function(f"name => {_INPUT_NAMES}.strength === name", arg=shown["strength"])
             assert page.evaluate(_INPUT_NAMES) == shown
             if language not in TITLES_SHOWN:
                 continue
-            # Titles, of whatever pack, follow when the page is reloaded.
+            _check_template(front_end, language)
+            # Titles of nodes, of whatever pack, follow when the page is reloaded.
             page.reload()
             page.wait_for_function(
                 """title => window.app?.extensionManager
                     && LiteGraph.registered_node_types.ApplyDreamCache?.title === title""",
                 arg=texts["display_name"],
             )
-        page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+        front_end.choose_language("en")
         assert not front_end.errors
+
+
+def _check_template(front_end: FrontEnd, language: str) -> None:
+    """A template opens in the language, and what is saved and sent is what it was."""
+    workflow = json.loads(WORKFLOWS["dreamcache_demo"].read_text(encoding="utf-8"))
+    front_end.load(workflow)
+    texts, saved = _read(language, "main"), front_end.page.evaluate("app.graph.serialize()")
+    (note,) = (node["widgets_values"] for node in saved["nodes"] if node["type"] == "MarkdownNote")
+    assert note == [texts[TEMPLATES]["notes"]["dreamcache_demo"]]
+    for parts in ("groups", "nodes"):
+        titles = [texts[TEMPLATES]["titles"][part["title"]] for part in workflow[parts] if part.get("title")]
+        assert set(titles) <= {part.get("title") for part in saved[parts]}
+    assert "dreamcache_template" not in saved["extra"]
+    shown = front_end.page.evaluate(
+        "app.graph.findNodesByType('ApplyDreamCache')[0].widgets.find((widget) => widget.name === 'rows')._displayValue"
+    )
+    assert shown == texts["dreamcacheValues"]["both"]
+    sent = front_end.prompt()
+    (apply,) = (node["inputs"] for node in sent.values() if node["class_type"] == "ApplyDreamCache")
+    assert apply["rows"] == "both"
+    prompts = {node["inputs"]["text"] for node in sent.values() if node["class_type"] == "CLIPTextEncode"}
+    assert prompts == {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "CLIPTextEncode"}
+
+
+def _marks(note: str) -> tuple[list[str], int, int]:
+    """What a note has in any language: links and names of files, and how many bold words and paragraphs."""
+    names = re.findall(r"https?://[^)]+|\w+/[\w/]+|\w+\.safetensors|v[12]-[\w-]+", note, re.ASCII)
+    return sorted(names), note.count("**"), note.count("\n\n")
 
 
 def _read(language: str, file: str) -> dict[str, Any]:

@@ -130,3 +130,39 @@ def swaps_prompts(model: ModelPatcher) -> ModelPatcher:
 
     model.set_model_sampler_calc_cond_batch_function(evaluate)
     return model
+
+
+def replaces_sampling_function(model: ModelPatcher) -> ModelPatcher:
+    """A node that puts its own function in the place of ComfyUI's for a run, and whose evaluations need what only that
+    function gives them.
+    """
+    model = model.clone()
+
+    def predict(
+        model: Any,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        uncond: Any,
+        cond: Any,
+        scale: float,
+        model_options: Any,
+        seed: Any,
+    ) -> torch.Tensor:
+        options = {**model_options, "transformer_options": {**model_options["transformer_options"], "given": True}}
+        predictions = comfy.samplers.calc_cond_batch(model, [cond, uncond], x, sigma, options)
+        return comfy.samplers.cfg_function(model, *predictions, scale, x, sigma, options, cond, uncond)
+
+    def run(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found, comfy.samplers.sampling_function = comfy.samplers.sampling_function, predict
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            comfy.samplers.sampling_function = found
+
+    def evaluate(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert (kwargs.get("transformer_options") or args[-1])["given"]
+        return executor(*args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "test", run)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", evaluate)
+    return model

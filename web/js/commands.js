@@ -4,6 +4,7 @@ import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 import { addInOneStep } from './nodes.js'
 import { reason } from './server.js'
+import { translateTemplate } from './template_texts.js'
 import { say } from './words.js'
 
 // The pack is whatever folder of custom_nodes it lies in: /extensions/<folder>/js/commands.js.
@@ -34,6 +35,7 @@ async function openDemo() {
 async function buildBasicGraph() {
     const workflow = await template('dreamcache_basic')
     if (!workflow) return
+    translateTemplate(workflow)
     app.canvas.selectItems(await addInOneStep(() => add(workflow)))
     await app.extensionManager.command.execute('Comfy.Canvas.FitView')
 }

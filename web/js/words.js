@@ -1,14 +1,22 @@
-/** Texts in the language that the front end is set to: `dreamcache` in locales/<language>/main.json. */
+/** Texts in the language that the front end is set to, from locales/<language>/main.json. */
 
 import { api } from '../../../scripts/api.js'
 import { app } from '../../../scripts/app.js'
 
-/** @type {Record<string, { dreamcache?: Record<string, string> }>} */
+/** @type {Record<string, Record<string, any>>} */
 let languages = {}
 
 export async function loadWords() {
     languages = await (await api.fetchApi('/i18n')).json()
 }
+
+/**
+ * A section of main.json; in English if there is none in this language.
+ *
+ * @param {string} section
+ * @returns {Record<string, any>}
+ */
+export const texts = (section) => languages[language()]?.[section] ?? languages.en?.[section] ?? {}
 
 /**
  * A text, with `{name}` replaced by its value.
@@ -17,7 +25,8 @@ export async function loadWords() {
  * @param {Record<string, string | number>} [values]
  */
 export function say(key, values = {}) {
-    const text = languages[language()]?.dreamcache?.[key] ?? languages.en?.dreamcache?.[key] ?? key
+    /** @type {string} */
+    const text = texts('dreamcache')[key] ?? languages.en?.dreamcache?.[key] ?? key
     return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]))
 }
 

@@ -14,8 +14,15 @@ from .injection import Injection
 from .options import KEY, RUN_KEY, Options, changed, with_options
 from .run_state import RunState, active_injections, run_state
 
+_SAMPLING_FUNCTION = comfy.samplers.sampling_function
+"""ComfyUI's own. Some nodes put theirs in its place, and what they need for an evaluation comes from there."""
 _BATCH_FUNCTION = "sampler_calc_cond_batch_function"
 """ComfyUI's option for a function that evaluates the prompts in place of its own."""
+_COMBINING = (
+    *(_BATCH_FUNCTION, "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function"),
+    "disable_cfg1_optimization",
+)
+"""ComfyUI's options for evaluating both prompts and combining their predictions."""
 
 
 def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
@@ -88,19 +95,19 @@ class Guider(comfy.samplers.CFGGuider):
         # The same new UUIDs at each step, because other nodes keep state by them.
         without = [{**cond, "uuid": uuid5(cond["uuid"], KEY)} for cond in conds[row]]
         attending = replace(run, without_reference=frozenset(cond["uuid"] for cond in without))
-        evaluate = partial(
-            comfy.samplers.calc_cond_batch,
-            self.inner_model,
-            x_in=x,
-            timestep=timestep,
-            model_options=with_options(model_options, {RUN_KEY: attending}),
-        )
-        if _BATCH_FUNCTION in model_options:
+        attending_options = with_options(model_options, {RUN_KEY: attending})
+        if _BATCH_FUNCTION in model_options or comfy.samplers.sampling_function is not _SAMPLING_FUNCTION:
             # Another node evaluates the prompts for CFG in its own way.
             guided = super().predict_noise(x, timestep, model_options, seed)
-            with_reference, without_reference = evaluate([conds[row], without])
+            options = {name: value for name, value in attending_options.items() if name not in _COMBINING}
+            with_reference, without_reference = (
+                comfy.samplers.sampling_function(self.inner_model, x, timestep, each, each, 1.0, options, seed)
+                for each in (conds[row], without)
+            )
             return guided + (scale - 1) * (with_reference - without_reference)
-        *predictions, without_reference = evaluate([*conds, without])
+        *predictions, without_reference = comfy.samplers.calc_cond_batch(
+            self.inner_model, [*conds, without], x, timestep, attending_options
+        )
         evaluated = {_BATCH_FUNCTION: lambda _: predictions, "disable_cfg1_optimization": True}
         with changed(model_options, evaluated):
             guided = super().predict_noise(x, timestep, model_options, seed)
