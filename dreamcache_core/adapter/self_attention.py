@@ -42,7 +42,7 @@ class SelfAttentionAdapter:
         )
         return (
             f"the model's own attention, for SD1.x, SD2.x and SDXL, no parameters\nlayers: {layers}\n"
-            "No training: takes over colours, texture and look. A trained adapter keeps identity better."
+            "No training: carries over colours, texture and look. A trained adapter keeps identity better."
         )
 
     def on(self, structure: UNetStructure) -> SelfAttentionAdapter:
