@@ -27,8 +27,8 @@ from .scenes import SEEN, augmented_reference, of_subjects, reference, seen, sil
 from .world import BACKGROUNDS, SIZE, caption, draw_scene
 from .yardstick import Yardstick
 
-SAMPLING = GenerationSettings(steps=25, cfg=3.5, sampler="dpmpp_2m", scheduler="normal", resolution=SIZE)
-IMAGE_GUIDANCE = 3.0
+SAMPLING = GenerationSettings(steps=20, cfg=2.0, sampler="euler", scheduler="normal", resolution=SIZE)
+IMAGE_GUIDANCE = 2.0
 """What the template sets Apply DreamCache to."""
 TOGETHER = 24
 """Pictures that are drawn as one batch."""

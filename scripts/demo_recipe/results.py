@@ -60,15 +60,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "DreamCache, strength 0.5": {"strength": 0.5},
     "DreamCache": {},
     "DreamCache, strength 1.25": {"strength": 1.25},
-    **{f"DreamCache, image guidance {guidance}": {"image_guidance": float(guidance)} for guidance in (2, 3, 5)},
+    **{f"DreamCache, image guidance {guidance}": {"image_guidance": float(guidance)} for guidance in (2, 3)},
     "DreamCache, subject_only": {"subject_only": True},
-    **{
-        f"DreamCache, image guidance {guidance}, subject_only": {
-            "image_guidance": float(guidance),
-            "subject_only": True,
-        }
-        for guidance in (2, 3)
-    },
+    "DreamCache, image guidance 2, subject_only": {"image_guidance": 2.0, "subject_only": True},
 }
 _KINDS = {"class": "no drawing of the thing was trained on", "drawing": "only other vendors' drawings were"}
 
