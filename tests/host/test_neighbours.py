@@ -15,6 +15,7 @@ from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
@@ -63,6 +64,23 @@ def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: C
     pushed = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=2.0)))
     assert difference(pushed, sample(model, guider(model))) < 1e-4
     assert difference(pushed, sample(keeps_differences_by_uuid(applied(studio.model)))) > 0.01
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+def test_image_guidance_beside_comfyuis_caches_of_steps(studio: Studio, applied: Callable, node: Any) -> None:
+    """A step that is skipped gives an old prediction, from which none of this step can be subtracted."""
+
+    def skips(model: ModelPatcher) -> ModelPatcher:
+        return node.execute(model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False)[0]
+
+    apply, run = partial(applied, strength=WEAK), partial(sample, steps=6)
+    model = skips(apply(studio.model))
+    without = run(model)
+    assert difference(without, run(apply(studio.model))) > 0.1
+    pushed = difference(run(model, guider(model)), without)
+    for order in ORDERS:
+        guided = order(studio.model, partial(apply, image_guidance=2.0), skips)
+        assert 0.5 * pushed < difference(run(guided), without) < 2 * pushed
 
 
 @pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])

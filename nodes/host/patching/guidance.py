@@ -8,6 +8,7 @@ from uuid import uuid5
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ....dreamcache_core.adapter.strengths import CONSTANT, Curve
 from .injection import Injection
@@ -41,14 +42,17 @@ def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
     row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
     evaluate = partial(_evaluate_again, args, args[row])
     without = evaluate(replace(run, inactive=run.inactive | {injection}))
-    # Other nodes may change the predictions before they are combined, and what is subtracted must be like them.
+    # Other nodes may change or keep predictions, and what is subtracted must be like them.
     with_reference = evaluate(run) if _changes_predictions(model_options) else args[f"{row}_denoised"]
     return args["denoised"] + (scale - 1) * (with_reference - without)
 
 
 def _changes_predictions(model_options: Options) -> bool:
-    """Whether other nodes change predictions between the model and CFG."""
-    return any(model_options.get(name) for name in ("sampler_pre_cfg_function", _BATCH_FUNCTION))
+    """Whether other nodes change predictions between the model and CFG, or may give older ones in their place."""
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    return any(model_options.get(name) for name in ("sampler_pre_cfg_function", _BATCH_FUNCTION)) or any(
+        wrappers.get(place) for place in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+    )
 
 
 def _evaluate_again(args: Options, conds: list, run: RunState) -> torch.Tensor:
