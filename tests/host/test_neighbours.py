@@ -45,7 +45,10 @@ def tcfg(model: ModelPatcher) -> ModelPatcher:
     return TCFG.execute(model)[0]
 
 
-def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio: Studio, applied: Callable) -> None:
+@pytest.mark.parametrize("other", [tcfg, replaces_sampling_function])
+def test_image_guidance_beside_nodes_that_change_the_negative_prediction(
+    studio: Studio, applied: Callable, other: Callable
+) -> None:
     """The third term is a difference of two predictions, which must come out of the same kind of evaluation."""
 
     def push(order: Callable, other: Callable[[ModelPatcher], ModelPatcher]) -> float:
@@ -55,7 +58,7 @@ def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio:
 
     alone = push(ORDERS[0], lambda model: model)
     for order in ORDERS:
-        assert 0.5 * alone < push(order, tcfg) < 2 * alone
+        assert 0.5 * alone < push(order, other) < 2 * alone
 
 
 def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
@@ -125,14 +128,11 @@ def test_the_guider_beside_nodes_that_evaluate_prompts_in_their_own_way(studio: 
 
 
 def test_the_guider_beside_nodes_that_replace_the_sampling_function(studio: Studio, applied: Callable) -> None:
-    model = applied(studio.model)
-    pushed = sample(model, guider(model))
-    assert difference(pushed, sample(model)) > 0.01
     for order in ORDERS:
-        beside = order(studio.model, applied, replaces_sampling_function)
-        assert difference(sample(beside, guider(beside)), pushed) < 1e-4
-        guided = order(studio.model, partial(applied, image_guidance=2.0), replaces_sampling_function)
-        assert difference(sample(guided), pushed) < 1e-4
+        model = order(studio.model, applied, replaces_sampling_function)
+        pushed = sample(order(studio.model, partial(applied, image_guidance=2.0), replaces_sampling_function))
+        assert difference(sample(model, guider(model)), pushed) < 1e-4
+        assert difference(sample(model), pushed) > 0.01
 
 
 @pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])
