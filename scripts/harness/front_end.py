@@ -254,8 +254,8 @@ def open_front_end(server: ComfyUIServer, size: tuple[int, int] = (1600, 900)) -
         page.keyboard.press("Escape")
         try:
             page.get_by_test_id("template-workflows-content").wait_for(state="hidden", timeout=10_000)
-        except Error:  # Older ones have a button only.
-            page.get_by_role("dialog").get_by_role("button", name=re.compile("^close", re.IGNORECASE)).click()
+        except Error:  # Older ones have a button only, which a message may cover by now.
+            page.get_by_role("dialog").get_by_role("button", name=re.compile("^close", re.IGNORECASE)).press("Enter")
             page.get_by_test_id("template-workflows-content").wait_for(state="hidden")
         yield front_end
         browser.close()

@@ -316,6 +316,19 @@ def test_dates_and_other_nodes_widgets_are_put_into_the_names_of_saved_files(fro
     assert kept.count(typed) == len(saving)
 
 
+@pytest.mark.parametrize("end", ["execution_success", "execution_error", "execution_interrupted"])
+def test_what_a_node_says_while_it_runs_goes_when_the_run_ends(front_end: FrontEnd, end: str) -> None:
+    front_end.add("DreamCacheCompare", (300, 100))
+    said = "app.graph.nodes[0].widgets.some((widget) => String(widget.value).startsWith('image 3 of 12'))"
+    hear = "([event, detail]) => app.api.dispatchCustomEvent(event, detail)"
+    front_end.page.evaluate(hear, ["progress_text", {"nodeId": "1", "text": "image 3 of 12"}])
+    front_end.page.wait_for_function(said)
+    # The front end itself shows an error, which it expects whole, and keeps the text.
+    error = {"prompt_id": "1", "node_id": "1", "node_type": "", "executed": [], "traceback": []}
+    front_end.page.evaluate(hear, [end, error | {"exception_message": "", "exception_type": "", "timestamp": 0}])
+    front_end.page.wait_for_function(f"!({said})")
+
+
 def test_what_nodes_say_stands_out_from_its_background_in_light_and_dark_themes(
     server: ComfyUIServer, front_end: FrontEnd
 ) -> None:

@@ -15,6 +15,7 @@ from comfy.context_windows import ContextFuseMethods, ContextSchedules
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_tcfg import TCFG
 from dreamcache.dreamcache_core.adapter.self_attention import SelfAttentionAdapter
@@ -44,7 +45,10 @@ def tcfg(model: ModelPatcher) -> ModelPatcher:
     return TCFG.execute(model)[0]
 
 
-def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio: Studio, applied: Callable) -> None:
+@pytest.mark.parametrize("other", [tcfg, replaces_sampling_function])
+def test_image_guidance_beside_nodes_that_change_the_negative_prediction(
+    studio: Studio, applied: Callable, other: Callable
+) -> None:
     """The third term is a difference of two predictions, which must come out of the same kind of evaluation."""
 
     def push(order: Callable, other: Callable[[ModelPatcher], ModelPatcher]) -> float:
@@ -54,7 +58,7 @@ def test_image_guidance_beside_nodes_that_change_the_negative_prediction(studio:
 
     alone = push(ORDERS[0], lambda model: model)
     for order in ORDERS:
-        assert 0.5 * alone < push(order, tcfg) < 2 * alone
+        assert 0.5 * alone < push(order, other) < 2 * alone
 
 
 def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: Callable) -> None:
@@ -63,6 +67,23 @@ def test_image_guidance_beside_nodes_that_cache_steps(studio: Studio, applied: C
     pushed = sample(keeps_differences_by_uuid(applied(studio.model, image_guidance=2.0)))
     assert difference(pushed, sample(model, guider(model))) < 1e-4
     assert difference(pushed, sample(keeps_differences_by_uuid(applied(studio.model)))) > 0.01
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+def test_image_guidance_beside_comfyuis_caches_of_steps(studio: Studio, applied: Callable, node: Any) -> None:
+    """A step that is skipped gives an old prediction, from which none of this step can be subtracted."""
+
+    def skips(model: ModelPatcher) -> ModelPatcher:
+        return node.execute(model, reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False)[0]
+
+    apply, run = partial(applied, strength=WEAK), partial(sample, steps=6)
+    model = skips(apply(studio.model))
+    without = run(model)
+    assert difference(without, run(apply(studio.model))) > 0.1
+    pushed = difference(run(model, guider(model)), without)
+    for order in ORDERS:
+        guided = order(studio.model, partial(apply, image_guidance=2.0), skips)
+        assert 0.5 * pushed < difference(run(guided), without) < 2 * pushed
 
 
 @pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])
@@ -107,14 +128,11 @@ def test_the_guider_beside_nodes_that_evaluate_prompts_in_their_own_way(studio: 
 
 
 def test_the_guider_beside_nodes_that_replace_the_sampling_function(studio: Studio, applied: Callable) -> None:
-    model = applied(studio.model)
-    pushed = sample(model, guider(model))
-    assert difference(pushed, sample(model)) > 0.01
     for order in ORDERS:
-        beside = order(studio.model, applied, replaces_sampling_function)
-        assert difference(sample(beside, guider(beside)), pushed) < 1e-4
-        guided = order(studio.model, partial(applied, image_guidance=2.0), replaces_sampling_function)
-        assert difference(sample(guided), pushed) < 1e-4
+        model = order(studio.model, applied, replaces_sampling_function)
+        pushed = sample(order(studio.model, partial(applied, image_guidance=2.0), replaces_sampling_function))
+        assert difference(sample(model, guider(model)), pushed) < 1e-4
+        assert difference(sample(model), pushed) > 0.01
 
 
 @pytest.mark.parametrize("guide", [comfy.samplers.CFGGuider, guider], ids=["CFG", "DreamCache Guider"])

@@ -20,7 +20,7 @@ TITLES_SHOWN = ("zh", "fr")
 TEMPLATES = "dreamcacheTemplates"
 """The section of main.json with the texts of templates. In English, they are in the templates."""
 LISTS = ("mode", "rows", "over_sampling", "layers")
-"""The inputs that list words. Others list files, types of numbers, or what ComfyUI has."""
+"""The inputs that list words alone. Others list files after them, types of numbers, or what ComfyUI has."""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -75,14 +75,16 @@ def test_every_title_and_note_of_the_templates_is_translated(language: str) -> N
     }
 
 
-def test_every_list_of_this_pack_alone_has_labels(server: ComfyUIServer) -> None:
-    lists = {}
+def test_every_word_in_a_list_has_a_label(server: ComfyUIServer) -> None:
+    lists: dict[str, list[str]] = {}
     for definition in server.object_info().values():
         if definition["python_module"] == "custom_nodes.dreamcache":
             inputs = {**definition["input"]["required"], **definition["input"].get("optional", {})}
             lists |= {name: options["options"] for name, (kind, options) in inputs.items() if kind == "COMBO"}
-    values = {value for name in LISTS for value in lists[name]}
-    assert set(_read("en", "main")["dreamcacheValues"]) == values
+    labelled = set(_read("en", "main")["dreamcacheValues"])
+    assert {value for name in LISTS for value in lists[name]} <= labelled
+    assert {value for value in lists["adapter_name"] if value.startswith("none")} <= labelled
+    assert labelled <= {value for values in lists.values() for value in values}
 
 
 def test_every_text_that_the_extension_says_is_there() -> None:

@@ -134,7 +134,7 @@ def swaps_prompts(model: ModelPatcher) -> ModelPatcher:
 
 def replaces_sampling_function(model: ModelPatcher) -> ModelPatcher:
     """A node that puts its own function in the place of ComfyUI's for a run, and whose evaluations need what only that
-    function gives them.
+    function gives them. In the second half of sampling it leaves the negative prompt out.
     """
     model = model.clone()
 
@@ -149,8 +149,11 @@ def replaces_sampling_function(model: ModelPatcher) -> ModelPatcher:
         seed: Any,
     ) -> torch.Tensor:
         options = {**model_options, "transformer_options": {**model_options["transformer_options"], "given": True}}
-        predictions = comfy.samplers.calc_cond_batch(model, [cond, uncond], x, sigma, options)
-        return comfy.samplers.cfg_function(model, *predictions, scale, x, sigma, options, cond, uncond)
+        skips = bool(sigma.max() < 1)
+        predictions = comfy.samplers.calc_cond_batch(model, [cond, None if skips else uncond], x, sigma, options)
+        return comfy.samplers.cfg_function(
+            model, *predictions, 1.0 if skips else scale, x, sigma, options, cond, uncond
+        )
 
     def run(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         found, comfy.samplers.sampling_function = comfy.samplers.sampling_function, predict

@@ -3,6 +3,7 @@
 import { isListed, nodesOfType, whenSet, widgetOf } from './nodes.js'
 import { addNote } from './note.js'
 import { reason } from './server.js'
+import { valueLabel } from './value_labels.js'
 import { say } from './words.js'
 
 /** @typedef {{ problem: string | null }} Described */
@@ -37,7 +38,7 @@ export function fileLoader(kind) {
     const label = (name) => {
         if (!name) return kind.none()
         const problem = described[name]?.problem
-        return problem ? `⚠ ${name}: ${problem}` : name
+        return problem ? `⚠ ${name}: ${problem}` : valueLabel(name)
     }
 
     /**

@@ -1,17 +1,24 @@
-/** The values of a list, in the language of the front end. What is saved, and what is sent to the server, stays. */
+/** The words in lists, in the language of the front end. What is saved, and what is sent to the server, stays. */
 
 import { texts } from './words.js'
 
 /**
- * Newer front ends show these labels in both renderers, older ones on the canvas only.
+ * A value, as the front end shows it.
+ *
+ * @param {string} value
+ * @returns {string}
+ */
+export const valueLabel = (value) => texts('dreamcacheValues')[value] ?? value
+
+/**
+ * Label the words in a node's lists. Newer front ends show that in both renderers, older ones on the canvas only.
  *
  * @param {GraphNode} node That was just made.
  */
 export function labelValues(node) {
-    for (const widget of node.widgets ?? []) {
-        const values = widget.options?.values
-        const known = texts('dreamcacheValues')
-        if (!Array.isArray(values) || !values.length || !values.every((value) => value in known)) continue
-        widget.options.getOptionLabel = (value) => texts('dreamcacheValues')[String(value)] ?? String(value ?? '')
+    for (const { options } of node.widgets ?? []) {
+        const values = Array.isArray(options?.values) ? options.values : []
+        if (!values.some((value) => value in texts('dreamcacheValues'))) continue
+        options.getOptionLabel ??= (value) => valueLabel(value ?? '')
     }
 }

@@ -8,6 +8,7 @@ from uuid import uuid5
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ....dreamcache_core.adapter.strengths import CONSTANT, Curve
 from .injection import Injection
@@ -15,14 +16,11 @@ from .options import KEY, RUN_KEY, Options, changed, with_options
 from .run_state import RunState, active_injections, run_state
 
 _SAMPLING_FUNCTION = comfy.samplers.sampling_function
-"""ComfyUI's own. Some nodes put theirs in its place, and what they need for an evaluation comes from there."""
+"""ComfyUI's own. Some nodes put theirs in its place."""
 _BATCH_FUNCTION = "sampler_calc_cond_batch_function"
 """ComfyUI's option for a function that evaluates the prompts in place of its own."""
-_COMBINING = (
-    *(_BATCH_FUNCTION, "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function"),
-    "disable_cfg1_optimization",
-)
-"""ComfyUI's options for evaluating both prompts and combining their predictions."""
+_LAST = "sampler_post_cfg_function"
+"""ComfyUI's option for functions that change what CFG has combined."""
 
 
 def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
@@ -41,14 +39,24 @@ def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
     row = "uncond" if args["uncond"] and injection.rows != "conditioned" else "cond"
     evaluate = partial(_evaluate_again, args, args[row])
     without = evaluate(replace(run, inactive=run.inactive | {injection}))
-    # Other nodes may change the predictions before they are combined, and what is subtracted must be like them.
+    # Other nodes may change or keep predictions, and what is subtracted must be like them.
     with_reference = evaluate(run) if _changes_predictions(model_options) else args[f"{row}_denoised"]
     return args["denoised"] + (scale - 1) * (with_reference - without)
 
 
 def _changes_predictions(model_options: Options) -> bool:
-    """Whether other nodes change predictions between the model and CFG."""
-    return any(model_options.get(name) for name in ("sampler_pre_cfg_function", _BATCH_FUNCTION))
+    """Whether other nodes change predictions between the model and CFG, or may give others or none in their place."""
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    return (
+        _evaluates_in_its_own_way(model_options)
+        or bool(model_options.get("sampler_pre_cfg_function"))
+        or any(wrappers.get(place) for place in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL))
+    )
+
+
+def _evaluates_in_its_own_way(model_options: Options) -> bool:
+    """Whether another node evaluates the prompts for CFG."""
+    return _BATCH_FUNCTION in model_options or comfy.samplers.sampling_function is not _SAMPLING_FUNCTION
 
 
 def _evaluate_again(args: Options, conds: list, run: RunState) -> torch.Tensor:
@@ -95,19 +103,20 @@ class Guider(comfy.samplers.CFGGuider):
         # The same new UUIDs at each step, because other nodes keep state by them.
         without = [{**cond, "uuid": uuid5(cond["uuid"], KEY)} for cond in conds[row]]
         attending = replace(run, without_reference=frozenset(cond["uuid"] for cond in without))
-        attending_options = with_options(model_options, {RUN_KEY: attending})
-        if _BATCH_FUNCTION in model_options or comfy.samplers.sampling_function is not _SAMPLING_FUNCTION:
-            # Another node evaluates the prompts for CFG in its own way.
-            guided = super().predict_noise(x, timestep, model_options, seed)
-            options = {name: value for name, value in attending_options.items() if name not in _COMBINING}
-            with_reference, without_reference = (
-                comfy.samplers.sampling_function(self.inner_model, x, timestep, each, each, 1.0, options, seed)
-                for each in (conds[row], without)
-            )
-            return guided + (scale - 1) * (with_reference - without_reference)
-        *predictions, without_reference = comfy.samplers.calc_cond_batch(
-            self.inner_model, [*conds, without], x, timestep, attending_options
-        )
+
+        def evaluate(conds: list[list], model_options: Options) -> list[torch.Tensor]:
+            model_options = with_options(model_options, {RUN_KEY: attending})
+            return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+
+        def push(args: Options) -> torch.Tensor:
+            with_reference, without_reference = evaluate([conds[row], without], args["model_options"])
+            return args["denoised"] + (scale - 1) * (with_reference - without_reference)
+
+        if _evaluates_in_its_own_way(model_options):
+            # What the evaluations need is in the options that come out of that.
+            with changed(model_options, {_LAST: [*model_options.get(_LAST, ()), push]}):
+                return super().predict_noise(x, timestep, model_options, seed)
+        *predictions, without_reference = evaluate([*conds, without], model_options)
         evaluated = {_BATCH_FUNCTION: lambda _: predictions, "disable_cfg1_optimization": True}
         with changed(model_options, evaluated):
             guided = super().predict_noise(x, timestep, model_options, seed)
