@@ -13,7 +13,7 @@ make_demo.py gpu           goes on with both on a GPU
 make_demo.py yardstick     trains what measures them, and puts it where tests find it
 make_demo.py results       draws and measures, and writes tables and pictures of web/docs/demo_model.md
 make_demo.py ablations     trains adapters that differ in one thing each, and measures them
-make_demo.py learning      trains adapters from different starts and of fewer subjects, and prints their gaps
+make_demo.py learning      trains adapters from two starts and of fewer subjects, for web/docs/training.md
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ def main() -> None:
         case "ablations":
             _make_ablations(options)
         case "learning":
-            networks = demo_network.demo_networks(load_file(options.weights / MODEL))
-            unseen = scenes.encode_scenes(networks, scenes.draw_scenes(evaluation.held_out_subjects(), [22], 192))
-            learning.print_learning(adapter.Training(networks), scenes.read_scenes(), unseen, options.count or 160)
+            _measure_learning(options)
 
 
 def _make_base(steps: int) -> None:
@@ -275,6 +273,17 @@ def _make_ablations(options: argparse.Namespace) -> None:
 
     page = Page(options.output or DOCS, fingerprint(model))
     results.write_ablations(page, studio, judge, train, steps, options.cases or results.OF_VIEWS)
+
+
+def _measure_learning(options: argparse.Namespace) -> None:
+    model, trained = (options.weights / name for name in (MODEL, ADAPTER))
+    studio, judge = _studio(model)
+    unseen = scenes.encode_scenes(studio.networks, scenes.draw_scenes(evaluation.held_out_subjects(), [22], 96))
+    learners = learning.Learners(
+        studio, judge, scenes.read_scenes(), unseen, options.count or learning.STEPS, options.cases or learning.CASES
+    )
+    page = Page(options.output or DOCS, fingerprint(model, trained), "training.md")
+    learning.write_learning(page, learners, load_adapter(trained).adapter.float())
 
 
 def _studio(model: Path) -> tuple[evaluation.Studio, evaluation.Judge]:

@@ -1,4 +1,4 @@
-"""The results page, and what was measured for it, row by row: a command that was stopped goes on with the next row."""
+"""A page of results, and what was measured for it, row by row: a command that was stopped goes on with the next row."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ def fingerprint(*paths: Path) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """`folder`: of the page and its images. `weights`: the `fingerprint` of what is measured."""
+    """`folder`: of the page and its images. `weights`: the `fingerprint` of what is measured. `name`: of its file."""
 
     folder: Path
     weights: str
+    name: str = NAME
 
     def measured(self, row: str, measure: Callable[[], Any]) -> Any:
         """What is known of a row with these weights. Unless it is, it is measured, kept and printed.
 
         `measure`: gives what JSON can hold.
         """
-        known = json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.exists() else {}
-        key = f"{row}, with {self.weights}"
+        known, key = _known(), f"{row}, with {self.weights}"
         if key not in known:
-            known[key] = measure()
+            measured = measure()
+            # Read anew: another step may have measured something meanwhile.
+            known = _known() | {key: measured}
             partial = SCORES.with_suffix(".partial")
             partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
             partial.replace(SCORES)
@@ -61,9 +63,9 @@ class Page:
         self._write(place, f"![{caption}](images/{file})")
 
     def _write(self, place: str, content: str) -> None:
-        path = self.folder / NAME
+        path = self.folder / self.name
         if not path.exists():
-            shutil.copyfile(DOCS / NAME, path)
+            shutil.copyfile(DOCS / self.name, path)
         text = path.read_text(encoding="utf-8")
         pattern = rf"(<!-- {place} -->\n).*?(<!-- end -->)"
         block = f"{content}\n\nWeights: {self.weights}.\n"
@@ -71,3 +73,7 @@ class Page:
         assert count == 1, f"{path} has no place for {place}"
         path.write_text(text, encoding="utf-8")
         print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}: {place}", flush=True)
+
+
+def _known() -> dict[str, Any]:
+    return json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.exists() else {}

@@ -108,7 +108,9 @@ def test_a_row_is_measured_once_for_the_same_weights_and_the_page_says_which(
     weights.write_bytes(b"these")
     first = Page(tmp_path, page.fingerprint(weights))
     assert [first.measured("a row", measure) for _ in range(2)] == [1, 1]
-    assert first.measured("another row", measure) == 2
+    assert first.measured("another row", lambda: first.measured("a row of another step", measure)) == 2
+    # Neither lost the other's.
+    assert [first.measured(row, measure) for row in ("a row", "another row", "a row of another step")] == [1, 2, 2]
     weights.write_bytes(b"others")
     second = Page(tmp_path, page.fingerprint(weights))
     assert second.measured("a row", measure) == 3
