@@ -47,6 +47,7 @@ RECIPES = {
             "every": 500,
             "held_out": 64,
             "cache_precision": "float16",
+            "start": "own-attention",
         },
     ),
     "paper": Recipe(
