@@ -148,6 +148,14 @@ def with_a_mask(scene: Scene) -> dict[str, Link]:
     return {"positive": scene.add("ConditioningCombine", conditioning_1=left, conditioning_2=scene.positive)}
 
 
+def with_a_hook(scene: Scene) -> dict[str, Link]:
+    """A LoRA for the positive prompt alone."""
+    name = scene.prompt[lora(scene, scene.model)[0]]["inputs"]["lora_name"]
+    hooks = scene.add("CreateHookLoraModelOnly", lora_name=name, strength_model=1.0)
+    prompt = {"cond_NEW": scene.positive, "strength": 1.0, "set_cond_area": "default"}
+    return {"positive": scene.add("ConditioningSetProperties", **prompt, hooks=hooks)}
+
+
 def inpainting(scene: Scene) -> dict[str, Link]:
     latent = scene.add("VAEEncode", pixels=picture_to_inpaint(scene), vae=scene.vae)
     return {"latent_image": scene.add("SetLatentNoiseMask", samples=latent, mask=half_mask(scene))}
@@ -172,6 +180,7 @@ def inpainting_with_a_model_for_it(scene: Scene) -> dict[str, Link]:
         ("sd15", controlnet),
         ("sd15", with_an_area),
         ("sd15", with_a_mask),
+        ("sd15", with_a_hook),
         ("sd15", inpainting),
         ("sd15", inpainting_an_emptied_area),
         ("sd15_inpaint", inpainting_with_a_model_for_it),
