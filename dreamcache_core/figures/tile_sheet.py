@@ -92,7 +92,8 @@ class TileSheet:
             lines = [broken for given in text.splitlines() for broken in wrap(given, font, width)]
             if lines:
                 texts.append(((x, y), "\n".join(lines)))
-            return len(lines) * line
+            # And room for the tails of letters.
+            return len(lines) * line + _GAP // 2 if lines else 0
 
         y += write(_GAP, self.caption, self.width - 2 * _GAP) + _GAP
         for section in self.sections:

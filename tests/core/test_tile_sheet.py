@@ -34,5 +34,5 @@ def test_tiles_wrap_and_each_picture_stands_whole_in_its_place() -> None:
 def test_an_empty_title_and_caption_take_no_room() -> None:
     tiles = [Tile("label", None)]
     heights = [TileSheet(text, [Section(text, tiles)], columns=1, side=64).draw().height for text in ("", "text")]
-    assert heights[0] == 8 + 8 + 15 + 4 + 64 + 8
+    assert heights[0] == 8 + 8 + (15 + 4 + 4) + 64 + 8
     assert heights[1] > heights[0]
