@@ -21,6 +21,10 @@ _BATCH_FUNCTION = "sampler_calc_cond_batch_function"
 """ComfyUI's option for a function that evaluates the prompts in place of its own."""
 _LAST = "sampler_post_cfg_function"
 """ComfyUI's option for functions that change what CFG has combined."""
+_AROUND_THE_MODEL = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+"""Where ComfyUI lets nodes wrap an evaluation of the model."""
+_COMPILING = "torch.compile"
+"""Key of ComfyUI's wrapper that compiles a model, which leaves its predictions as they are."""
 
 
 def guide_by_image(injection: Injection, args: Options) -> torch.Tensor:
@@ -50,7 +54,7 @@ def _changes_predictions(model_options: Options) -> bool:
     return (
         _evaluates_in_its_own_way(model_options)
         or bool(model_options.get("sampler_pre_cfg_function"))
-        or any(wrappers.get(place) for place in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL))
+        or any(wrappers.get(place, {}).keys() - {_COMPILING} for place in _AROUND_THE_MODEL)
     )
 
 
