@@ -122,11 +122,20 @@ def loss_at(
     prompts: EncodedPrompts,
     cache: ReferenceCache | None,
     min_snr: float = 0.0,
+    guided: float = 0.0,
 ) -> torch.Tensor:
-    """The loss of each triplet, (batch,), at given `timesteps`, (batch,), and `noise`, of the shape of `latents`."""
+    """The loss of each triplet, (batch,), at given `timesteps`, (batch,), and `noise`, of the shape of `latents`.
+
+    `guided`: how much of the difference that the reference makes is added to the target. This makes the difference
+    1 / (1 - guided) times as large (Tang et al. 2025, "Diffusion Models without Classifier-free Guidance").
+    """
     sigma = base.sigmas[timesteps]
-    denoised = base.denoise(latents + sigma.reshape(-1, 1, 1, 1) * noise, sigma, prompts, cache)
-    error = (denoised - latents).square().flatten(1).mean(1)
+    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
+    denoised, wanted = base.denoise(noised, sigma, prompts, cache), latents
+    if guided and cache is not None:
+        with torch.no_grad():
+            wanted = latents + guided * (denoised - base.denoise(noised, sigma, prompts, None))
+    error = (denoised - wanted).square().flatten(1).mean(1)
     return error * loss_weight(sigma, base.predicts_v, min_snr)
 
 

@@ -17,7 +17,7 @@ from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.errors import DreamCacheError
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
 from dreamcache.dreamcache_core.training.checkpoints import load_checkpoint
-from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at, loss_weight
+from dreamcache.dreamcache_core.training.loss import EncodedPrompts, biased_timesteps, loss_at
 from dreamcache.dreamcache_core.training.processes import Processes
 from torch import nn
 
@@ -170,22 +170,10 @@ def loss(
     guided: float = 0.0,
 ) -> torch.Tensor:
     """The trainer's loss of each, (batch,). `cache`: what is read, or None. `uniform`: what timesteps are drawn with,
-    0…1.
-
-    `guided`: how much of the difference that the reference makes is added to what should be predicted, so that it
-    becomes 1 / (1 - guided) times as large (Tang et al. 2025, "Diffusion Models without Classifier-free Guidance").
+    0…1. `guided`: as GUIDED.
     """
     timesteps = biased_timesteps(uniform, len(base.sigmas), TIMESTEP_BIAS)
-    prompts = EncodedPrompts(context)
-    if cache is None or not guided:
-        return loss_at(base, latents, timesteps, noise, prompts, cache)
-    sigma = base.sigmas[timesteps]
-    noised = latents + sigma.reshape(-1, 1, 1, 1) * noise
-    denoised = base.denoise(noised, sigma, prompts, cache)
-    with torch.no_grad():
-        wanted = latents + guided * (denoised - base.denoise(noised, sigma, prompts, None))
-    error = (denoised - wanted).square().flatten(1).mean(1)
-    return error * loss_weight(sigma, base.predicts_v)
+    return loss_at(base, latents, timesteps, noise, EncodedPrompts(context), cache, guided=guided)
 
 
 @torch.no_grad()

@@ -133,9 +133,9 @@ def write_learning(page: Page, learners: Learners, trained: Adapter) -> None:
     (known,) = page.measured(f"what ships, {learners.cases} cases", partial(learners.measure_trained, trained, samples))
     rows.append(
         (
-            f"{samples:,}, together with the U-Net",
+            f"{samples:,}, trained with the U-Net",
             f"{len(trained_subjects()):,}",
-            "drawn anew",
+            "new ones at each step",
             *_cells(Measured(**known)),
         )
     )

@@ -57,11 +57,7 @@ def test_links_and_pictures_of_a_help_page_work_in_the_panel(path: Path) -> None
 def test_links_and_pictures_of_a_guide_work_in_the_repository(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = [*re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text), *_links(text)]
-    absent = [
-        target
-        for target in targets
-        if ":" not in target and not (DOCS / (target.partition("#")[0] or path.name)).is_file()
-    ]
+    absent = [target for target in targets if ":" not in target and not (DOCS / target.partition("#")[0]).is_file()]
     assert not absent
 
 

@@ -92,9 +92,9 @@ def test_every_text_that_the_extension_says_is_there() -> None:
     assert set(re.findall(r"\bsay\('(\w+)'", code)) == set(_read("en", "main")["dreamcache"])
 
 
-_ARE_SHOWN = (
-    "(names) => LiteGraph.createNode('ApplyDreamCache').inputs.every("
-    "(input) => input.localized_name === names[input.name])"
+_INPUT_NAMES = (
+    "Object.fromEntries(LiteGraph.createNode('ApplyDreamCache').inputs.map("
+    "(input) => [input.name, input.localized_name]))"
 )
 
 
@@ -105,7 +105,7 @@ def test_the_front_end_shows_the_language_that_it_is_set_to(server: ComfyUIServe
             front_end.choose_language(language)
             texts = _read(language, "nodeDefs")["ApplyDreamCache"]
             shown = {name: text["name"] for name, text in texts["inputs"].items()}
-            page.wait_for_function(_ARE_SHOWN, arg=shown)
+            assert page.evaluate(_INPUT_NAMES) == shown
             if language not in TITLES_SHOWN:
                 continue
             _check_template(front_end, language)
