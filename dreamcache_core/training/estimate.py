@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..unet import PIXELS_PER_LATENT
 from .checkpoints import room_needed
@@ -57,6 +57,18 @@ class Cost:
         return first / self.samples_per_second + (samples - first) * later
 
 
+def count_operations() -> FlopCounterMode:
+    """A context that counts operations, two for each multiplication. PyTorch's own doesn't count attention on CPUs."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas = {
+        attention: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+        # Two products for each of the forward pass. That it computes one of those again isn't counted.
+        backward: lambda _, query, key, value, *__, **___: 2 * sdpa_flop_count(query, key, value),
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
 def measure(trainer: Trainer, batches: Iterable[Sequence[Batch]], steps: int = 2) -> Cost:
     """Train for `steps` steps after a first one, which is slower and not measured, but counted.
 
@@ -65,7 +77,7 @@ def measure(trainer: Trainer, batches: Iterable[Sequence[Batch]], steps: int = 2
     device, batches = trainer.base.sigmas.device, iter(batches)
     counted = next(batches)
     progress = trainer.run(itertools.chain([counted], batches))
-    with FlopCounterMode(display=False) as counter:
+    with count_operations() as counter:
         first = next(progress)
     held = memory_of(device, "VmRSS")
     reset_peak(device)
@@ -87,7 +99,7 @@ def _kept(base: FrozenBase, batch: Batch) -> tuple[float, float]:
             if len(images):
                 base.encode_images(images)[0, 0, 0, 0].item()  # Waits for the device.
 
-    with FlopCounterMode(display=False) as counter:
+    with count_operations() as counter:
         encode()
     started = time.monotonic()
     encode()

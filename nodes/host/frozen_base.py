@@ -25,9 +25,8 @@ from ...dreamcache_core.training.loss import EncodedPrompts
 from ...dreamcache_core.unet import PIXELS_PER_LATENT
 from .base_model import check_clip, check_prompt_width, check_vae, structure_of, weights_of
 from .patching.injection import Injection, wrap_adapter
-from .patching.options import Options
 from .patching.recording import recording
-from .patching.training import attending_to, make_trainable
+from .patching.training import make_trainable, training_options
 from .reference import PROMPT, TIMESTEP
 
 FITTED_ON = 48
@@ -158,7 +157,7 @@ class ComfyUIBase:
         sigma = self.sigmas[self.timestep].expand(len(latents))
         prompts, layers = self._empty_prompt.expand(len(latents)), self._adapter.model.layers
         with recording(self.unet, layers) as features:
-            self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts, {})
+            self._evaluate(latents + self.sigmas[self.timestep] * noise, sigma, prompts)
         size = (latents.shape[2], latents.shape[3])
         subject = None if subjects is None else resize_mask(subjects, *size)
         batch = ReferenceBatch(
@@ -179,16 +178,14 @@ class ComfyUIBase:
     def denoise(
         self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, cache: ReferenceCache | None
     ) -> torch.Tensor:
-        if cache is None:
-            return self._evaluate(noised, sigma, prompts, {})
-        injection = Injection(self._adapter, cache)
-        return self._evaluate(noised, sigma, prompts, attending_to(injection))
+        injections = () if cache is None else (Injection(self._adapter, cache),)
+        return self._evaluate(noised, sigma, prompts, *injections)
 
     def _computing(self) -> AbstractContextManager[object]:
         return nullcontext() if self._precision == torch.float32 else torch.autocast(self.device.type, self._precision)
 
     def _evaluate(
-        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Options
+        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, *injections: Injection
     ) -> torch.Tensor:
         # Read by inpainting models: a mask that covers the entire image.
         concat = self._model.concat_cond(noise=noised, latent_image=noised, device=self.device)
@@ -201,7 +198,7 @@ class ComfyUIBase:
                 sigma,
                 c_concat=concat,
                 c_crossattn=prompts.context,
-                transformer_options=options,
+                transformer_options=training_options(*injections),
                 y=None if adm is None else adm.expand(len(noised), -1),
             )
 

@@ -3,7 +3,7 @@
 `python3 scripts/benchmarks/training_throughput.py` takes the GPU if the Python that runs ComfyUI can, else the CPU,
 where it takes some minutes. After `--minutes` it begins with no further batch. It writes `training_speed.md`. The floor
 is what the operations would take at the rate of large matrix products. Pictures are in memory: reading them is not
-measured.
+measured. What a disk cache keeps is read from the disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -57,6 +58,7 @@ def main() -> None:
     checkpoint = BASE / "models" / "checkpoints" / write_models(BASE / "models", "SD15", SEED)
     import comfy.sd
     from dreamcache.dreamcache_core.adapter.network import untrained_adapter
+    from dreamcache.dreamcache_core.io.disk_cache import DiskCache
     from dreamcache.dreamcache_core.training.settings import PRECISIONS, TrainingSettings
     from dreamcache.dreamcache_core.training.trainer import Trainer
     from dreamcache.nodes.host.base_model import structure_of
@@ -66,16 +68,18 @@ def main() -> None:
     options.batch = options.batch or ([8, 16, 32, 48, 64, 96] if cuda else [1])
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
     adapter = untrained_adapter(structure_of(model), SEED).to(model.load_device)
-    base = ComfyUIBase(model, vae, clip, adapter, options.precision, options.checkpointing)
-    base.load()
-
-    def trainer(batch: int) -> Trainer:
-        return Trainer(base, adapter, TrainingSettings(batch=batch))
-
     lines: list[str] = []
-    for line in page(trainer, options):
-        print(line, flush=True)
-        lines.append(line)
+    with TemporaryDirectory() as folder:
+        kept = DiskCache(Path(folder), torch.float16)
+        base = ComfyUIBase(model, vae, clip, adapter, options.precision, options.checkpointing, kept)
+        base.load()
+
+        def trainer(batch: int) -> Trainer:
+            return Trainer(base, adapter, TrainingSettings(batch=batch))
+
+        for line in page(trainer, options):
+            print(line, flush=True)
+            lines.append(line)
     (options.output / "training_speed.md").write_text("\n".join(lines))
 
 
@@ -92,7 +96,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
     )
     rate = matmul_rate(device, options.precision)
     size = options.batch[0]
-    parts = measure_parts(trainer(size), next(batches(size, options.resolution)))
+    parts = measure_parts(trainer(size), next(batches(size, options.resolution, again=False)))
     largest = max((part for part in parts if part.kept), key=lambda part: part.seconds)
     floor, kept = (rate / sum(part.operations for part in some) for some in (parts, [p for p in parts if not p.kept]))
     yield from (
@@ -103,7 +107,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         f"generated weights, pictures of {options.resolution}².",
         "",
         f"The floor is what a step's operations would take at that rate: {floor:.3g} samples/s, {kept:.3g} in later "
-        f"epochs, for which a disk cache keeps what comes again. The paper's {PAPER_SAMPLES / 1e6:.1f} million samples "
+        f"epochs, for which a disk cache keeps the encodings. The paper's {PAPER_SAMPLES / 1e6:.1f} million samples "
         f"would take {_hours(floor)} or {_hours(kept)} hours.",
         "",
         *markdown_table(
@@ -118,15 +122,16 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
             yield f"| {size} | not measured: {options.minutes:g} minutes were over | | | | | | |"
             break
         try:
-            cost = measure(trainer(size), batches(size, options.resolution), options.steps)
+            first, later = (
+                measure(trainer(size), batches(size, options.resolution), options.steps) for _ in ("first", "later")
+            )
         except torch.OutOfMemoryError:
             yield f"| {size} | out of memory | | | | | | |"
             break
-        speed = cost.samples_per_second
-        later = 1 / (1 / speed - cost.kept_seconds)
+        speed, again = first.samples_per_second, later.samples_per_second
         yield (
-            f"| {size} | {speed:.3g} | {speed / floor:.0%} | {later:.3g} | {later / kept:.0%} | "
-            f"{cost.peak / 2**30:.2f} | {_hours(later)} | {later * EVENING * 3600:,.0f} |"
+            f"| {size} | {speed:.3g} | {speed / floor:.0%} | {again:.3g} | {again / kept:.0%} | "
+            f"{first.peak / 2**30:.2f} | {_hours(again)} | {again * EVENING * 3600:,.0f} |"
         )
     yield from (
         "",
@@ -143,7 +148,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         f"A disk cache keeps the first three for later epochs. The largest item that can be avoided is {largest.name}: "
         f"{largest.seconds:.3g} s of each sample without a cache.",
         "",
-        f"The {OPERATORS} operators that take most, of a whole step:",
+        f"The {OPERATORS} operators that take most, of a step in later epochs:",
         "",
         *markdown_table(
             ["operator", "share of the time", "calls"],
@@ -178,20 +183,20 @@ def matmul_rate(device: torch.device, precision: torch.dtype) -> float:
     return repeats * 2 * size**3 / min(seconds() for _ in range(5))
 
 
-def measure_parts(trainer: Trainer, batch: Sequence[Batch]) -> list[Part]:
+def measure_parts(trainer: Trainer, batches: Iterator[list[Batch]]) -> list[Part]:
     """What each part of a step takes for one of its samples. The trainer takes two steps."""
     import torch
 
-    base, (one,) = trainer.base, batch
+    base = trainer.base
     with torch.no_grad():
-        latents = base.encode_images(one.targets)
+        latents = base.encode_images(next(batches)[0].targets)
         before = [
-            _part("encoding the target", len(one.numbers), lambda: base.encode_images(one.targets), kept=True),
-            _part("encoding the reference", len(one.numbers), lambda: base.encode_images(one.references), kept=True),
-            _part("encoding the prompt", len(one.numbers), lambda: base.encode_prompts(one.prompts), kept=True),
-            _part("caching pass", len(one.numbers), lambda: base.cache(latents, latents)),
+            _part("encoding the target", batches, lambda batch: base.encode_images(batch[0].targets), kept=True),
+            _part("encoding the reference", batches, lambda batch: base.encode_images(batch[0].references), kept=True),
+            _part("encoding the prompt", batches, lambda batch: base.encode_prompts(batch[0].prompts), kept=True),
+            _part("caching pass", batches, lambda _: base.cache(latents, latents)),
         ]
-    step = _part("", len(one.numbers), lambda: trainer.train(batch))
+    step = _part("", batches, trainer.train)
     return [
         *before,
         Part(
@@ -202,13 +207,15 @@ def measure_parts(trainer: Trainer, batch: Sequence[Batch]) -> list[Part]:
     ]
 
 
-def _part(name: str, samples: int, run: Callable[[], object], kept: bool = False) -> Part:
-    from torch.utils.flop_counter import FlopCounterMode
+def _part(name: str, batches: Iterator[list[Batch]], run: Callable[[list[Batch]], object], kept: bool = False) -> Part:
+    from dreamcache.dreamcache_core.training.estimate import count_operations
 
-    # Counted first, since the first time is slower by itself.
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return Part(name, counter.get_total_flops() // samples, _seconds(run) / samples, kept)
+    # Counted first, since the first time is slower by itself; and with another batch, whose prompts aren't known yet.
+    counted, timed = itertools.islice(batches, 2)
+    with count_operations() as counter:
+        run(counted)
+    samples = len(timed[0].numbers)
+    return Part(name, counter.get_total_flops() // samples, _seconds(lambda: run(timed)) / samples, kept)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -240,8 +247,10 @@ def profile(trainer: Trainer, batch: Sequence[Batch]) -> list[list[str]]:
     return [[f"`{name}`", f"{taken / total:.0%}", f"{calls:,}"] for name, (taken, calls) in most]
 
 
-def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
-    """Noise in place of pictures, without end."""
+def batches(size: int, resolution: int, again: bool = True) -> Iterator[list[Batch]]:
+    """Noise in place of pictures, without end, the same each time. `again`: whether a disk cache keeps what is made of
+    it.
+    """
     import torch
     from dreamcache.dreamcache_core.training.loss import Batch
 
@@ -250,9 +259,9 @@ def batches(size: int, resolution: int) -> Iterator[list[Batch]]:
             2, size, resolution, resolution, 3, generator=torch.Generator().manual_seed(step)
         )
         numbers = range(step * size, (step + 1) * size)
-        # Keys, as of pictures that come again: nothing is augmented.
-        keys = [str(number) for number in numbers]
-        yield [Batch(numbers, targets, references, ["a dog on a beach"] * size, keys, keys)]
+        prompts = [f"a dog on beach {number} of {size}" for number in numbers]
+        keys = [[f"{picture} of {prompt}" for prompt in prompts] for picture in ("target", "reference") if again]
+        yield [Batch(numbers, targets, references, prompts, *keys)]
 
 
 def _options() -> argparse.Namespace:

@@ -12,12 +12,14 @@ from benchmarks.speed.variants import CONDITIONED, PLAIN, READING, STRENGTH_0, V
 from comfy.model_patcher import ModelPatcher
 from dreamcache.dreamcache_core.adapter.network import Adapter
 from dreamcache.dreamcache_core.reference.cache import ReferenceCache
+from dreamcache.dreamcache_core.training.estimate import count_operations
 from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.patching.apply import inject
 from dreamcache.nodes.host.patching.caching_pass import record_references
 from dreamcache.nodes.host.patching.injection import Injection, unfused, wrap_for_sampling
 from support.miniature import models
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SIZE = 512
 PROMPT = [[torch.zeros(1, 77, 48), {}]]
@@ -52,6 +54,20 @@ def test_a_disk_cache_spares_training_half_of_its_operations(bench: Bench) -> No
     cached, encoding = count_training(bench, SIZE), count_encoding(SIZE)
     assert cached <= 2.3e12
     assert cached + 2 * encoding == pytest.approx(4.50e12, rel=0.01)
+
+
+def test_an_estimate_counts_attention_as_products_of_matrices() -> None:
+    """PyTorch's own counter doesn't count that of CPUs."""
+
+    def count() -> int:
+        query, key = (torch.randn(1, 2, tokens, 8, requires_grad=True) for tokens in (64, 16))
+        with count_operations() as counter:
+            torch.nn.functional.scaled_dot_product_attention(query, key, key).sum().backward()
+        return counter.get_total_flops()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        products = count()
+    assert count() == products == 3 * 2 * (2 * 2 * 64 * 16 * 8)
 
 
 @pytest.fixture(scope="module")

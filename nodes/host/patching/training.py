@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import PatcherInjection
@@ -20,11 +22,11 @@ from .options import KEY, Options
 
 
 def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = False) -> ModelPatcher:
-    """A clone of `model` that attends to a reference where the transformer_options of `attending_to` say so.
+    """A clone of `model` that attends to a reference where its transformer_options, `training_options`, say so.
 
-    `checkpointing`: recompute activations in the backward pass,
-    which takes less memory and more time. The model's weights are used with their LoRAs, but without patches of
-    attention and guidance. Raises DreamCacheError if the adapter doesn't fit the model.
+    `checkpointing`: recompute activations in the backward pass, which takes less memory and more time. The model's
+    weights are used with their LoRAs, but without patches of attention and guidance. Raises DreamCacheError if the
+    adapter doesn't fit the model.
     """
     adapter.check_fits(structure_of(model))
     # Dynamic VRAM lends weights memory for a moment only, and the backward pass needs them later.
@@ -41,9 +43,17 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
     return trainable
 
 
-def attending_to(injection: Injection) -> Options:
-    """The transformer_options with which a trainable model attends to the reference of `injection`."""
-    return {KEY: (injection,)}
+def training_options(*injections: Injection) -> Options:
+    """The transformer_options with which a trainable model attends to the references of `injections`.
+
+    Attention is PyTorch's, whichever ComfyUI was started with: SageAttention has no gradients, and ComfyUI's choice for
+    CPUs takes much longer.
+    """
+    return {KEY: injections, "optimized_attention_override": _pytorch_attention}
+
+
+def _pytorch_attention(_: Callable[..., torch.Tensor], *args: Any, **settings: Any) -> torch.Tensor:
+    return attention_pytorch(*args, **settings)
 
 
 class _DifferentiableWeights:

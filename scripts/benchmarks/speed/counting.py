@@ -30,7 +30,7 @@ from dreamcache.nodes.host.patching.injection import injections_on
 from dreamcache.nodes.host.patching.options import KEY, RUN_KEY
 from dreamcache.nodes.host.patching.recording import recording
 from dreamcache.nodes.host.patching.run_state import run_state
-from dreamcache.nodes.host.patching.training import make_trainable
+from dreamcache.nodes.host.patching.training import make_trainable, training_options
 from harness.generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,7 +75,7 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     with _patched(trainable), recording(trainable.model.diffusion_model, structure.layers) as recorded:
         latents, sigma = torch.empty(1, 4, side, side, device=_META), torch.empty(1, device=_META)
         prompt = torch.empty(1, PROMPT_TOKENS, structure.context_dim, device=_META)
-        trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=dict(_ATTENTION))
+        trainable.model.apply_model(latents, sigma, c_crossattn=prompt, transformer_options=training_options())
 
     def references(count: int) -> ReferenceCache:
         features = {layer: tensor.expand(count, -1, -1, -1) for layer, tensor in recorded.items()}
@@ -146,11 +146,6 @@ class _TrainingOnPaper(ComfyUIBase):
 
     def encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
         return EncodedPrompts(torch.empty(len(prompts), PROMPT_TOKENS, self.structure.context_dim, device=_META))
-
-    def _evaluate(
-        self, noised: torch.Tensor, sigma: torch.Tensor, prompts: EncodedPrompts, options: Any
-    ) -> torch.Tensor:
-        return super()._evaluate(noised, sigma, prompts, {**options, **_ATTENTION})
 
 
 def count_training(bench: Bench, size: int) -> int:
