@@ -96,7 +96,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
     )
     rate = matmul_rate(device, options.precision)
     size = options.batch[0]
-    parts = measure_parts(trainer(size), next(batches(size, options.resolution, again=False)))
+    parts = measure_parts(trainer(size), batches(size, options.resolution, again=False))
     largest = max((part for part in parts if part.kept), key=lambda part: part.seconds)
     floor, kept = (rate / sum(part.operations for part in some) for some in (parts, [p for p in parts if not p.kept]))
     yield from (
@@ -260,8 +260,10 @@ def batches(size: int, resolution: int, again: bool = True) -> Iterator[list[Bat
         )
         numbers = range(step * size, (step + 1) * size)
         prompts = [f"a dog on beach {number} of {size}" for number in numbers]
-        keys = [[f"{picture} of {prompt}" for prompt in prompts] for picture in ("target", "reference") if again]
-        yield [Batch(numbers, targets, references, prompts, *keys)]
+        own, their = (
+            [f"{picture} of {prompt}" if again else None for prompt in prompts] for picture in ("target", "reference")
+        )
+        yield [Batch(numbers, targets, references, prompts, own, their)]
 
 
 def _options() -> argparse.Namespace:
