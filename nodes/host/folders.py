@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,8 +23,14 @@ NO_FOLDER = "The folder's name is empty: enter that of the folder with the tripl
 
 
 def register_models_folder(name: str, suffixes: Iterable[str]) -> None:
-    """Register `models/<name>` with ComfyUI, in addition to folders of that name in extra_model_paths.yaml."""
-    folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir, name)))
+    """Register `models/<name>` with ComfyUI, in addition to folders of that name in extra_model_paths.yaml.
+
+    It is made if it isn't there, for people who look for it, unless nothing can be written there.
+    """
+    folder = Path(folder_paths.models_dir, name)
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+    folder_paths.add_model_folder_path(name, str(folder))
     paths, known = folder_paths.folder_names_and_paths[name]
     # A folder from extra_model_paths.yaml has no suffixes of its own.
     folder_paths.folder_names_and_paths[name] = (paths, {*known, *suffixes})

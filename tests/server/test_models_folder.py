@@ -58,3 +58,5 @@ def test_extra_model_paths_are_searched(tmp_path: Path) -> None:
     with ComfyUIServer(environment.ensure(), {"dreamcache": ROOT}, arguments=arguments) as server:
         assert listed(server) == [*OWN_ATTENTION, "authors.pt"]
         assert "SD2.x" in info(server, "authors.pt")
+        # The usual folder is there too, for people to put files into.
+        assert not list((server.base / "models" / "dreamcache").iterdir())
