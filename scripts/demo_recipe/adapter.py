@@ -30,7 +30,7 @@ from .scenes import Scenes
 from .world import SIZE
 
 STEPS = 1_500
-ABLATION_STEPS = 600
+ABLATION_STEPS = 400
 TIMESTEP_BIAS = 1.0
 
 

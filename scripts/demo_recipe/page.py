@@ -65,6 +65,7 @@ class Page:
     def _write(self, place: str, content: str) -> None:
         path = self.folder / self.name
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(DOCS / self.name, path)
         text = path.read_text(encoding="utf-8")
         pattern = rf"(<!-- {place} -->\n).*?(<!-- end -->)"
