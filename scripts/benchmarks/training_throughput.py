@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -97,8 +98,9 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
     rate = matmul_rate(device, options.precision)
     size = options.batch[0]
     parts = measure_parts(trainer(size), batches(size, options.resolution, again=False))
-    largest = max((part for part in parts if part.kept), key=lambda part: part.seconds)
-    floor, kept = (rate / sum(part.operations for part in some) for some in (parts, [p for p in parts if not p.kept]))
+    spared, rest = ([part for part in parts if part.kept == kept] for kept in (True, False))
+    largest = max(spared, key=lambda part: part.seconds)
+    floor, later_floor = (rate / sum(part.operations for part in some) for some in (parts, rest))
     yield from (
         "# Speed of training",
         "",
@@ -106,9 +108,9 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         f"{torch.__version__}, {rate / 1e12:.3g} TFLOP/s in products of large matrices. SD1.5 at full size with "
         f"generated weights, pictures of {options.resolution}².",
         "",
-        f"The floor is what a step's operations would take at that rate: {floor:.3g} samples/s, {kept:.3g} in later "
-        f"epochs, for which a disk cache keeps the encodings. The paper's {PAPER_SAMPLES / 1e6:.1f} million samples "
-        f"would take {_hours(floor)} or {_hours(kept)} hours.",
+        f"The floor is what a step's operations would take at that rate: {floor:.3g} samples/s, {later_floor:.3g} in "
+        f"later epochs, for which a disk cache keeps the encodings. The paper's {PAPER_SAMPLES / 1e6:.1f} million "
+        f"samples would take {_hours(floor)} or {_hours(later_floor)} hours.",
         "",
         *markdown_table(
             [
@@ -130,7 +132,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
             break
         speed, again = first.samples_per_second, later.samples_per_second
         yield (
-            f"| {size} | {speed:.3g} | {speed / floor:.0%} | {again:.3g} | {again / kept:.0%} | "
+            f"| {size} | {speed:.3g} | {speed / floor:.0%} | {again:.3g} | {again / later_floor:.0%} | "
             f"{first.peak / 2**30:.2f} | {_hours(again)} | {again * EVENING * 3600:,.0f} |"
         )
     yield from (
@@ -142,11 +144,12 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
         "",
         *markdown_table(
             ["", "TFLOP", "s", "of the floor"],
-            ([part.name, f"{part.operations / 1e12:.3f}", f"{part.seconds:.3g}", _share(part, rate)] for part in parts),
+            ([part.name, f"{part.operations / 1e12:.3f}", f"{part.seconds:.3g}", _share(rate, part)] for part in parts),
         ),
         "",
-        f"A disk cache keeps the first three for later epochs. The largest item that can be avoided is {largest.name}: "
-        f"{largest.seconds:.3g} s of each sample without a cache.",
+        f"A disk cache keeps the first three for later epochs. They run at {_share(rate, *spared)} of the floor, and "
+        f"the rest, which later epochs are left with, at {_share(rate, *rest)}. The largest item that can be avoided "
+        f"is {largest.name}: {largest.seconds:.3g} s of each sample without a cache.",
         "",
         f"The {OPERATORS} operators that take most, of a step in later epochs:",
         "",
@@ -158,8 +161,8 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
     )
 
 
-def _share(part: Part, rate: float) -> str:
-    return f"{part.operations / rate / part.seconds:.0%}"
+def _share(rate: float, *parts: Part) -> str:
+    return f"{sum(part.operations for part in parts) / rate / sum(part.seconds for part in parts):.0%}"
 
 
 def _hours(samples_per_second: float) -> str:
@@ -184,10 +187,12 @@ def matmul_rate(device: torch.device, precision: torch.dtype) -> float:
 
 
 def measure_parts(trainer: Trainer, batches: Iterator[list[Batch]]) -> list[Part]:
-    """What each part of a step takes for one of its samples. The trainer takes two steps."""
+    """What each part of a step takes for one of its samples. The trainer takes three steps."""
     import torch
 
     base = trainer.base
+    # First, since what comes first is slower: memory is new.
+    step = _part("", batches, trainer.train)
     with torch.no_grad():
         latents = base.encode_images(next(batches)[0].targets)
         before = [
@@ -196,7 +201,6 @@ def measure_parts(trainer: Trainer, batches: Iterator[list[Batch]]) -> list[Part
             _part("encoding the prompt", batches, lambda batch: base.encode_prompts(batch[0].prompts), kept=True),
             _part("caching pass", batches, lambda _: base.cache(latents, latents)),
         ]
-    step = _part("", batches, trainer.train)
     return [
         *before,
         Part(
@@ -210,12 +214,12 @@ def measure_parts(trainer: Trainer, batches: Iterator[list[Batch]]) -> list[Part
 def _part(name: str, batches: Iterator[list[Batch]], run: Callable[[list[Batch]], object], kept: bool = False) -> Part:
     from dreamcache.dreamcache_core.training.estimate import count_operations
 
-    # Counted first, since the first time is slower by itself; and with another batch, whose prompts aren't known yet.
-    counted, timed = itertools.islice(batches, 2)
+    # Counted first, since the first time is slower by itself; always another batch, whose prompts aren't known yet.
+    counted, *timed = itertools.islice(batches, 3)
     with count_operations() as counter:
         run(counted)
-    samples = len(timed[0].numbers)
-    return Part(name, counter.get_total_flops() // samples, _seconds(lambda: run(timed)) / samples, kept)
+    samples, seconds = len(counted[0].numbers), min(_seconds(partial(run, batch)) for batch in timed)
+    return Part(name, counter.get_total_flops() // samples, seconds / samples, kept)
 
 
 def _seconds(run: Callable[[], object]) -> float:
