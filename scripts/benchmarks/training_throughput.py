@@ -124,6 +124,7 @@ def page(trainer: Callable[[int], Trainer], options: argparse.Namespace) -> Iter
             yield f"| {size} | not measured: {options.minutes:g} minutes were over | | | | | | |"
             break
         try:
+            # The second time, the disk cache has what the first one made.
             first, later = (
                 measure(trainer(size), batches(size, options.resolution), options.steps) for _ in ("first", "later")
             )
@@ -264,10 +265,10 @@ def batches(size: int, resolution: int, again: bool = True) -> Iterator[list[Bat
         )
         numbers = range(step * size, (step + 1) * size)
         prompts = [f"a dog on beach {number} of {size}" for number in numbers]
-        own, their = (
+        target_keys, reference_keys = (
             [f"{picture} of {prompt}" if again else None for prompt in prompts] for picture in ("target", "reference")
         )
-        yield [Batch(numbers, targets, references, prompts, own, their)]
+        yield [Batch(numbers, targets, references, prompts, target_keys, reference_keys)]
 
 
 def _options() -> argparse.Namespace:
