@@ -103,7 +103,7 @@ def test_the_workflow_for_triplets_makes_one_at_each_run(server: ComfyUIServer, 
     for seed in range(2):
         set_inputs(prompt, "DreamCachePromptSource", seed=seed)
         server.run(prompt)
-    triplets = open_triplets(server.base / "output" / "dreamcache_triplets").check()
+    triplets = open_triplets(server.base / "output" / "dreamcache_triplets" / "my_subjects").check()
     assert triplets.problems == ()
     first, second = (triplets.load(index, 128, seed=1, epoch=0) for index in range(2))
     assert first.prompt != second.prompt
