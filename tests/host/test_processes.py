@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -48,14 +48,11 @@ def test_two_processes_train_as_one_stop_together_and_resume(triplets: Path, tmp
     train(triplets, tmp_path / "one", 4, Processes())
     states = [load_checkpoint(tmp_path / folder) for folder in ("one", "two")]
     assert [state["step"] for state in states if state] == [4, 4]
-    one, two = (joined(of["exp_avg"] for of in state["optimizer"]["state"].values()) for state in states if state)
-    # The means of gradients; measured: 3e-6.
-    assert (two - one).norm() < 1e-4 * one.norm()
-    one, two = (joined(state["adapter"].values()) for state in states if state)
-    start = joined(new_adapter(models.unet_patcher("sd15")).state_dict().values())
-    # Measured: 2e-3, since AdamW takes a rounding error near 0 for a gradient.
-    assert (two - one).norm() < 1e-2 * (one - start).norm()
+    one, two = (weights(state["adapter"]) for state in states if state)
+    start = weights(new_adapter(models.unet_patcher("sd15")).state_dict())
+    # Measured: 7e-5.
+    assert (two - one).norm() < 1e-3 * (one - start).norm()
 
 
-def joined(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+def weights(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in state.values()])

@@ -25,6 +25,7 @@ from dreamcache.nodes.host.patching.injection import Injection, wrap_adapter, wr
 from dreamcache.nodes.host.patching.training import make_trainable, training_options
 from support.miniature import models
 from support.trainings import SETTINGS, base_of, batch, new_adapter, new_trainer, pictures, weights
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Models = tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, comfy.sd.CLIP]
 
@@ -245,6 +246,8 @@ def test_training_needs_no_gradients_of_the_attention_that_comfyui_was_started_w
     assert torch.equal(weights(trainer), weights(usual))
 
 
+# Fused attention rounds by the size of a batch, which AdamW takes for a gradient where there is next to none.
+@sdpa_kernel(SDPBackend.MATH)
 def test_micro_batches_and_checkpointing_give_the_same_step() -> None:
     whole, cut, checkpointed = new_trainer(), new_trainer(), new_trainer(checkpointing=True)
     first = whole.train([batch(0)])
@@ -255,15 +258,8 @@ def test_micro_batches_and_checkpointing_give_the_same_step() -> None:
     ]
     assert cut.train(parts) == pytest.approx(first, rel=1e-4)
     assert checkpointed.train([batch(0)]) == pytest.approx(first, rel=1e-5)
-    # Gradients, and not weights, since the first step of AdamW takes a rounding error near 0 for a gradient.
-    assert (gradients(cut) - gradients(whole)).norm() < 1e-5 * gradients(whole).norm()
-    assert torch.equal(gradients(checkpointed), gradients(whole))
-
-
-def gradients(trainer: Trainer) -> torch.Tensor:
-    """Of the trainer's last step."""
-    parts = [parameter.grad for parameter in trainer.adapter.parameters() if parameter.grad is not None]
-    return torch.cat([gradient.flatten() for gradient in parts])
+    torch.testing.assert_close(weights(cut), weights(whole), rtol=0, atol=1e-4)
+    torch.testing.assert_close(weights(checkpointed), weights(whole), rtol=0, atol=1e-4)
 
 
 def test_samples_in_the_midst_of_training_leave_it_as_it_was() -> None:

@@ -29,6 +29,7 @@ from dreamcache.dreamcache_core.unet import select_layers
 from dreamcache.nodes.host.base_model import structure_of
 from dreamcache.nodes.host.frozen_base import ComfyUIBase
 from support.miniature import models
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SETTINGS = TrainingSettings(batch=4, learning_rate=1e-3, warm_up=2, ema=0.9, seed=3)
 
@@ -64,7 +65,9 @@ def train(triplets: Path, output: Path, steps: int, processes: Processes, stop: 
         processes=processes.count,
     )
     steps_taken = session.run(batches, is_stop_requested=lambda: processes.index == 1 and session.step == stop)
-    collections.deque(steps_taken, maxlen=0)
+    # Fused attention rounds by the size of a batch, which AdamW takes for a gradient where there is next to none.
+    with sdpa_kernel(SDPBackend.MATH):
+        collections.deque(steps_taken, maxlen=0)
 
 
 if __name__ == "__main__":

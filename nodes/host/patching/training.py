@@ -43,17 +43,20 @@ def make_trainable(model: ModelPatcher, adapter: Adapter, checkpointing: bool = 
     return trainable
 
 
+def _pytorch_attention(_: Callable[..., torch.Tensor], *args: Any, **settings: Any) -> torch.Tensor:
+    return attention_pytorch(*args, **settings)
+
+
+PYTORCH_ATTENTION: Options = {"optimized_attention_override": _pytorch_attention}
+"""The transformer_options for PyTorch's attention, whichever ComfyUI was started with."""
+
+
 def training_options(*injections: Injection) -> Options:
     """The transformer_options with which a trainable model attends to the references of `injections`.
 
-    Attention is PyTorch's, whichever ComfyUI was started with: SageAttention has no gradients, and ComfyUI's choice for
-    CPUs takes much longer.
+    Attention is PyTorch's: SageAttention has no gradients, and ComfyUI's choice for CPUs takes much longer.
     """
-    return {KEY: injections, "optimized_attention_override": _pytorch_attention}
-
-
-def _pytorch_attention(_: Callable[..., torch.Tensor], *args: Any, **settings: Any) -> torch.Tensor:
-    return attention_pytorch(*args, **settings)
+    return {KEY: injections, **PYTORCH_ATTENTION}
 
 
 class _DifferentiableWeights:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrappersMP
@@ -30,7 +29,7 @@ from dreamcache.nodes.host.patching.injection import injections_on
 from dreamcache.nodes.host.patching.options import KEY, RUN_KEY
 from dreamcache.nodes.host.patching.recording import recording
 from dreamcache.nodes.host.patching.run_state import run_state
-from dreamcache.nodes.host.patching.training import make_trainable, training_options
+from dreamcache.nodes.host.patching.training import PYTORCH_ATTENTION, make_trainable, training_options
 from harness.generated_weights import config_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,8 +38,6 @@ from .variants import PROMPT_TOKENS, Bench, Evaluate, Evaluations, guider_of
 _META = torch.device("meta")
 # The noise level of every step.
 _SIGMA = 1.0
-# That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
-_ATTENTION = {"optimized_attention_override": lambda _, *args, **how: attention_pytorch(*args, **how)}
 # SD1.5's, with ComfyUI's names.
 _VAE = {
     "double_z": True,
@@ -67,7 +64,8 @@ def bench_on_paper(config: Any = None, size: int = 512) -> Bench:
     """`config`: ComfyUI's description of the model, by default of SD1.5. `size`: side of references in pixels."""
     model = _OnPaper((config or config_of("SD15")).get_model({}, device=_META).to(_META), _META, _META)
     side = size // 8
-    model.model_options["transformer_options"] = dict(_ATTENTION)
+    # That which ComfyUI takes on a GPU; that of the CPU would ask how much memory there is.
+    model.model_options["transformer_options"] = dict(PYTORCH_ATTENTION)
     structure = structure_of(model)
     with _META:
         adapter = Adapter(select_layers(structure.layers), structure.base_model)
